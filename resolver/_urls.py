@@ -146,7 +146,7 @@ def _until(delimiter: re.Pattern[str], text: str) -> str:
 
 
 def _text_of(url: object) -> str:
-    """The URL as an exact ``str``; a subclass could run its own code in the cache."""
+    """Return the URL as an exact ``str``; a subclass could run its own code in the cache."""
     # Whoever holds a Location has imported pyarrow.flight; this module need not.
     flight = sys.modules.get("pyarrow.flight")
     try:

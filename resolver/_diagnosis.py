@@ -1,0 +1,103 @@
+"""From gRPC's words to a reason and a remedy that a person can act on.
+
+Pure functions over text. The patterns are fragments of messages of the gRPC that
+pyarrow carries; a message that none of them knows is passed on as it is, so a change
+of wording costs clarity, never correctness.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+_MAX_DETAIL: Final = 300
+_LAST_ERROR = re.compile(r"last error: [A-Z_]+: (?P<detail>.*)", re.DOTALL)
+_NOISE = re.compile(r"Flight returned \w+ error, with message: ")
+
+_CHECK_WORKER: Final = "check that the worker runs and that host and port are right"
+
+
+class Diagnosis(NamedTuple):
+    """Why a worker could not be reached, and what its user can do."""
+
+    reason: str
+    remedy: str
+
+
+_ANY_TRANSPORT: Final = (
+    ("connection refused", Diagnosis("connection refused", _CHECK_WORKER)),
+    ("no such file or directory", Diagnosis("there is no such socket", _CHECK_WORKER)),
+    (
+        "permission denied",
+        Diagnosis("permission denied", "check the rights of the socket or the firewall"),
+    ),
+    ("no route to host", Diagnosis("no route to the host", "check network and firewall")),
+    ("network is unreachable", Diagnosis("network unreachable", "check network and firewall")),
+)
+_UNRESOLVED: Final = Diagnosis(
+    "its host name does not resolve", "check the spelling and this machine's name service"
+)
+_CLOSED_UNDER_TLS: Final = Diagnosis(
+    "it closed the connection during or right after the TLS handshake",
+    "pass client_certificate and client_key if it asks for them, and check that the port is "
+    "a Flight worker's",
+)
+_TLS: Final = (
+    (
+        "empty address list",
+        Diagnosis(
+            "the TLS roots, client certificate or client key could not be loaded",
+            "check that they are PEM and that the key belongs to the certificate",
+        ),
+    ),
+    (
+        "wrong version number",
+        Diagnosis("it does not speak TLS", "use http:// if the worker is a plaintext one"),
+    ),
+    (
+        "certificate verify failed",
+        Diagnosis(
+            "its certificate was not accepted",
+            "pass the authority that signed it as tls_root_certificates and check its dates",
+        ),
+    ),
+    (
+        "is not in peer certificate",
+        Diagnosis(
+            "its certificate is for another host name",
+            "use that name in the URL, or pass it as tls_override_hostname",
+        ),
+    ),
+    ("socket closed", _CLOSED_UNDER_TLS),
+    ("connection reset", _CLOSED_UNDER_TLS),
+)
+_NOT_PLAINTEXT_GRPC: Final = Diagnosis(
+    "it does not speak plaintext gRPC",
+    "use https:// if the worker has TLS, else check that the port is a Flight worker's",
+)
+_PLAINTEXT: Final = (
+    ("socket closed", _NOT_PLAINTEXT_GRPC),
+    ("connection reset", _NOT_PLAINTEXT_GRPC),
+    ("http/2", _NOT_PLAINTEXT_GRPC),
+)
+
+
+def transport_detail(message: str) -> str:
+    """Return the part of a gRPC message that tells what happened, bounded in length."""
+    last = _LAST_ERROR.search(message)
+    detail = last.group("detail") if last else _NOISE.sub("", message)
+    detail = " ".join(detail.split())
+    return detail if len(detail) <= _MAX_DETAIL else detail[:_MAX_DETAIL] + "..."
+
+
+def explain_unavailable(message: str, *, tls: bool) -> Diagnosis:
+    """Explain the message of an ``UNAVAILABLE`` status."""
+    # A name lookup fails in many words, but always in front of any address.
+    if "errors resolving" in message or "DNS resolution failed" in message:
+        return _UNRESOLVED
+    detail = transport_detail(message)
+    text = detail.lower()
+    for fragment, diagnosis in _ANY_TRANSPORT + (_TLS if tls else _PLAINTEXT):
+        if fragment in text:
+            return diagnosis
+    return Diagnosis(detail or "unavailable", _CHECK_WORKER)

@@ -1,0 +1,346 @@
+"""How a client for a worker is made: the ``Connector`` protocol and pyarrow's own.
+
+A ``FlightClient`` is lazy, so constructing one says nothing about the worker. Here a
+client is handed out only after the worker has answered a call on it, and every way of
+not answering ends within the connect deadline. Nothing is cached here, and no client
+is closed that somebody else may hold.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final, NoReturn, Protocol, TypeAlias, runtime_checkable
+
+import pyarrow as pa
+from pyarrow import flight
+
+from ._diagnosis import explain_unavailable, transport_detail
+from ._errors import ForkedProcessError, WorkerConnectError, WorkerConnectTimeoutError
+from ._headers import CallHeadersFactory, Headers, normalize_headers
+from ._urls import WorkerUrl, parse_worker_url
+
+GenericOptions: TypeAlias = Mapping[str, int | str] | Iterable[tuple[str, int | str]]
+
+MAX_CONNECT_TIMEOUT: Final = 86_400.0
+"""Seconds. gRPC holds times in 32-bit milliseconds; a day is far from their end."""
+
+_INITIAL_BACKOFF_MS: Final = 100
+# A worker that came back is dialled again after at most this, plus gRPC's 20 % jitter.
+_MAX_BACKOFF_MS: Final = 500
+# gRPC gives up one connection attempt after this "minimum backoff"; a little longer than
+# the call that waits for it, so that it is always the deadline that speaks.
+_ATTEMPT_GRACE_MS: Final = 250
+_SHORTEST_CALL: Final = 0.001
+_INT32: Final = range(-(2**31), 2**31)
+_PEM_MARK: Final = b"-----BEGIN "
+
+# The process that constructed the first client: gRPC's threads live there only.
+_grpc_pid: int | None = None
+
+
+@runtime_checkable
+class Connector(Protocol):
+    """Makes the client of one worker.
+
+    An optional attribute ``connect_timeout`` (seconds) tells the resolver how long
+    callers that wait for another thread's connect may have to wait.
+    """
+
+    def connect(self, url: str) -> Any:
+        """Return a new client for a canonical worker URL.
+
+        May block up to the connector's own deadline and is called from any thread, for
+        one URL by one thread at a time. Raises on failure; what is no ``ResolverError``
+        reaches the caller as the cause of a ``WorkerConnectError``.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FlightConnector:
+    """Makes ``pyarrow.flight.FlightClient`` objects that are known to work.
+
+    Immutable, comparable, and safe to share between threads; hashable and picklable
+    when what it holds is. No secret appears in its ``repr``.
+
+    - ``connect_timeout``: seconds from the call of ``connect`` until it returns or
+      raises, whatever the peer does; at most a day.
+    - ``headers``: sent with every call. A mapping or pairs (``bytes`` values under names
+      that end in ``-bin``), or a callable that returns one. The callable is asked for
+      every call, in the calling thread, and must bound its own time; when it fails, the
+      call is refused with ``FlightInternalError`` instead of leaving without headers.
+    - ``tls_root_certificates``: PEM of the authorities trusted for ``https`` workers;
+      ``None`` means those of the system.
+    - ``client_certificate``, ``client_key``: PEM, shown to workers that ask for them.
+    - ``tls_override_hostname``: the name expected in the worker's certificate.
+    - ``disable_server_verification``: accept any certificate. For experiments only.
+    - ``middleware``: pyarrow ``ClientMiddlewareFactory`` objects, run after ``headers``.
+    - ``write_size_limit_bytes``: soft limit of one written batch, in bytes; pyarrow
+      raises ``FlightWriteSizeExceededError`` beyond it.
+    - ``generic_options``: gRPC channel arguments by name. They override the defaults
+      here, which dial a lost worker again after 0.1 s and then at least every 0.6 s.
+
+    TLS options are ignored for plaintext URLs, so one connector serves a mixed fleet.
+    """
+
+    connect_timeout: float = 5.0
+    headers: Headers | None = None
+    tls_root_certificates: bytes | None = None
+    client_certificate: bytes | None = None
+    client_key: bytes | None = None
+    tls_override_hostname: str | None = None
+    disable_server_verification: bool = False
+    middleware: Sequence[flight.ClientMiddlewareFactory] = ()
+    write_size_limit_bytes: int | None = None
+    generic_options: GenericOptions = ()
+
+    def __post_init__(self) -> None:
+        """Normalise what may be given in several forms and refuse what cannot work."""
+        settle = object.__setattr__  # the class is frozen from here on
+        settle(self, "connect_timeout", _checked_timeout(self.connect_timeout))
+        if self.headers is not None and not callable(self.headers):
+            settle(self, "headers", normalize_headers(self.headers))
+        self._check_tls()
+        settle(self, "middleware", _checked_middleware(self.middleware))
+        _check_write_limit(self.write_size_limit_bytes)
+        settle(self, "generic_options", _checked_options(self.generic_options))
+
+    def connect(self, url: str) -> flight.FlightClient:
+        """Return a new client on which the worker has just answered a call.
+
+        Any answer counts, a refusal of the call included: it proves that the worker is
+        reachable, and what it thinks of the caller is for the caller's own call to find
+        out. The call is ``ListActions``, which every Flight server may be asked and
+        which changes nothing.
+
+        Raises ``InvalidWorkerUrlError``, ``WorkerConnectError``, its subclass
+        ``WorkerConnectTimeoutError``, or ``ForkedProcessError``. Thread-safe; blocks
+        without the GIL for up to ``connect_timeout`` seconds.
+        """
+        deadline = time.monotonic() + self.connect_timeout
+        worker = parse_worker_url(url)
+        _refuse_in_forked_child(worker.key)
+        call_headers = None
+        if self.headers is not None:
+            call_headers = CallHeadersFactory(self.headers)  # type: ignore[arg-type]  # normalised above
+        client = self._client(worker, call_headers)
+        try:
+            self._probe(client, worker, deadline, call_headers)
+        except BaseException:
+            # Nobody else has it; left open, gRPC would go on dialling a dead worker for
+            # as long as the exception's traceback keeps the client alive.
+            client.close()
+            raise
+        return client
+
+    def __repr__(self) -> str:
+        """Show what differs from the default, secrets masked."""
+        shown = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "connect_timeout" or value != field.default:
+                shown.append(f"{field.name}={_masked(field.name, value)}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def _client(
+        self, worker: WorkerUrl, call_headers: CallHeadersFactory | None
+    ) -> flight.FlightClient:
+        options = {
+            "grpc.initial_reconnect_backoff_ms": _INITIAL_BACKOFF_MS,
+            "grpc.min_reconnect_backoff_ms": int(self.connect_timeout * 1_000) + _ATTEMPT_GRACE_MS,
+            "grpc.max_reconnect_backoff_ms": _MAX_BACKOFF_MS,
+            **dict(self.generic_options),
+        }
+        tls: dict[str, Any] = {}
+        if worker.is_tls:
+            tls = {
+                "tls_root_certs": self.tls_root_certificates,
+                "cert_chain": self.client_certificate,
+                "private_key": self.client_key,
+                "override_hostname": self.tls_override_hostname,
+                "disable_server_verification": self.disable_server_verification,
+            }
+        own = () if call_headers is None else (call_headers,)
+        try:
+            return flight.FlightClient(
+                worker.location,
+                middleware=[*own, *self.middleware],
+                write_size_limit_bytes=self.write_size_limit_bytes,
+                generic_options=list(options.items()),
+                **tls,
+            )
+        except Exception as error:
+            raise WorkerConnectError(
+                f"No client could be made for worker {worker.key}: pyarrow refused the options "
+                f"({type(error).__name__}); check those given to FlightConnector",
+                url=worker.key,
+            ) from error
+
+    def _probe(
+        self,
+        client: flight.FlightClient,
+        worker: WorkerUrl,
+        deadline: float,
+        call_headers: CallHeadersFactory | None,
+    ) -> None:
+        # wait_for_available() overshoots its timeout tenfold; the deadline of a call holds.
+        remaining = max(deadline - time.monotonic(), _SHORTEST_CALL)
+        try:
+            client.list_actions(flight.FlightCallOptions(timeout=remaining))
+        except (flight.FlightTimedOutError, flight.FlightUnavailableError) as error:
+            self._raise_unreachable(worker, error, call_headers)
+        except (flight.FlightError, pa.ArrowException, OSError) as error:
+            failure = call_headers.failure if call_headers is not None else None
+            if failure is not None:
+                _raise_headers_failed(worker, failure)
+            if _never_left(error):
+                raise WorkerConnectError(
+                    f"No call to worker {worker.key} could be sent: gRPC found a header illegal; "
+                    "check what the connector's middleware adds",
+                    url=worker.key,
+                ) from error
+
+    def _raise_unreachable(
+        self, worker: WorkerUrl, error: Exception, call_headers: CallHeadersFactory | None
+    ) -> NoReturn:
+        message = str(error)
+        if call_headers is not None:
+            redacted = call_headers.redact(message)
+            if redacted != message:
+                message = redacted
+                error = type(error)(redacted)
+        # An attempt limited by the user's own generic_options ends as unavailable.
+        timed_out = isinstance(error, flight.FlightTimedOutError) or (
+            "timed out" in transport_detail(message)
+        )
+        if timed_out:
+            raise WorkerConnectTimeoutError(
+                f"Worker {worker.key} did not answer within {self.connect_timeout:g} s; check that "
+                "it is not stopped or overloaded and that no firewall drops its packets, or raise "
+                "connect_timeout",
+                url=worker.key,
+            ) from error
+        reason, remedy = explain_unavailable(message, tls=worker.is_tls)
+        raise WorkerConnectError(
+            f"Could not connect to worker {worker.key}: {reason}; {remedy}", url=worker.key
+        ) from error
+
+    def _check_tls(self) -> None:
+        for name in ("tls_root_certificates", "client_certificate", "client_key"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not isinstance(value, bytes):
+                raise TypeError(f"{name} must be bytes (PEM), not {type(value).__name__}")
+            if _PEM_MARK not in value:
+                raise ValueError(f"{name} is not PEM: it has no '-----BEGIN' line")
+        if (self.client_certificate is None) != (self.client_key is None):
+            raise ValueError("client_certificate and client_key are given together or not at all")
+        if not isinstance(self.disable_server_verification, bool):
+            raise TypeError("disable_server_verification must be a bool")
+        if self.disable_server_verification and self.tls_root_certificates is not None:
+            raise ValueError(
+                "tls_root_certificates would be ignored with disable_server_verification; "
+                "give one of them"
+            )
+        if self.tls_override_hostname is not None:
+            if not isinstance(self.tls_override_hostname, str):
+                raise TypeError("tls_override_hostname must be a str")
+            if not self.tls_override_hostname:
+                raise ValueError("tls_override_hostname must not be empty")
+
+
+def _refuse_in_forked_child(url: str) -> None:
+    """Raise in a child of a process that had constructed a client; claim it otherwise.
+
+    gRPC starts threads with the first client and a forked child has none of them: even
+    a fresh client there hangs beyond any deadline it is given.
+    """
+    global _grpc_pid
+    pid = os.getpid()
+    if _grpc_pid is None:
+        _grpc_pid = pid
+    elif _grpc_pid != pid:
+        raise ForkedProcessError(
+            f"Cannot connect to worker {url}: this process was forked from process {_grpc_pid}, "
+            "which had used Arrow Flight, and gRPC does not survive a fork. Start processes with "
+            "the 'spawn' or 'forkserver' method of multiprocessing, or fork before the first "
+            "client is made",
+            url=url,
+        )
+
+
+def _raise_headers_failed(worker: WorkerUrl, failure: BaseException) -> NoReturn:
+    if not isinstance(failure, Exception):
+        raise failure
+    raise WorkerConnectError(
+        f"Could not connect to worker {worker.key}: the connector's headers callable failed "
+        f"({type(failure).__name__}); no call is sent without its headers",
+        url=worker.key,
+    ) from failure
+
+
+def _never_left(error: Exception) -> bool:
+    """Whether gRPC refused the call on this side, so that nobody can have answered."""
+    return isinstance(error, flight.FlightInternalError) and str(error).endswith("Invalid metadata")
+
+
+def _checked_timeout(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"connect_timeout is a number of seconds, not {type(value).__name__}")
+    if not (math.isfinite(value) and 0 < value <= MAX_CONNECT_TIMEOUT):
+        raise ValueError(f"connect_timeout must be above 0 and at most {MAX_CONNECT_TIMEOUT:g} s")
+    return float(value)
+
+
+def _checked_middleware(value: object) -> tuple[flight.ClientMiddlewareFactory, ...]:
+    if not isinstance(value, Iterable):
+        raise TypeError("middleware is a sequence of ClientMiddlewareFactory objects")
+    factories = tuple(value)
+    for factory in factories:
+        if not isinstance(factory, flight.ClientMiddlewareFactory):
+            raise TypeError(
+                f"middleware needs ClientMiddlewareFactory objects, not {type(factory).__name__}"
+            )
+    return factories
+
+
+def _check_write_limit(value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError("write_size_limit_bytes is a number of bytes or None")
+    if value <= 0:
+        raise ValueError("write_size_limit_bytes must be above 0; None means no limit")
+
+
+def _checked_options(value: GenericOptions) -> tuple[tuple[str, int | str], ...]:
+    options: dict[str, int | str] = {}
+    for name, option in value.items() if isinstance(value, Mapping) else value:
+        if not isinstance(name, str):
+            raise TypeError("generic_options are named by str")
+        if not isinstance(option, (int, str)):
+            raise TypeError(f"generic option {name!r} needs an int or a str")
+        if isinstance(option, int) and option not in _INT32:
+            raise ValueError(f"generic option {name!r} does not fit into 32 bits")
+        options[name] = int(option) if isinstance(option, int) else option
+    return tuple(sorted(options.items()))
+
+
+def _masked(name: str, value: object) -> str:
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    if name == "headers" and isinstance(value, tuple):
+        return "{" + ", ".join(f"{header!r}: ***" for header, _ in value) + "}"
+    if name == "headers":
+        return f"<callable {getattr(value, '__qualname__', type(value).__qualname__)}>"
+    if name == "generic_options" and isinstance(value, tuple):
+        # A textual channel argument may be a proxy's URL with a password in it.
+        shown = (f"{key!r}: {arg if isinstance(arg, int) else '***'}" for key, arg in value)
+        return "{" + ", ".join(shown) + "}"
+    if name == "middleware" and isinstance(value, tuple):
+        return "(" + ", ".join(type(factory).__qualname__ for factory in value) + ")"
+    return repr(value)

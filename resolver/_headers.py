@@ -1,0 +1,136 @@
+"""Headers that a Flight client sends with every call: their rules and their middleware.
+
+A call never leaves with other headers than its connector asked for. pyarrow swallows
+whatever a middleware raises and sends the call without that middleware's headers, so
+a token provider that fails would turn an authenticated call into an anonymous one;
+here such a call is refused before it reaches the wire. Nothing in this module puts a
+header's value into a message or a log.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, TypeAlias
+
+from pyarrow import flight
+
+HeaderValue: TypeAlias = str | bytes
+StaticHeaders: TypeAlias = Mapping[str, HeaderValue] | Iterable[tuple[str, HeaderValue]]
+Headers: TypeAlias = StaticHeaders | Callable[[], StaticHeaders]
+NormalHeaders: TypeAlias = tuple[tuple[str, HeaderValue], ...]
+
+_NAME = re.compile(r"[a-z0-9_.\-]+")
+_TEXT_VALUE = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?)?")
+# gRPC and HTTP/2 set these themselves: they would be dropped silently, or refused by
+# a strict server as a malformed request.
+_RESERVED: Final = frozenset(
+    {
+        "connection",
+        "content-length",
+        "content-type",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "transfer-encoding",
+        "upgrade",
+        "user-agent",
+    }
+)
+# No header name may hold a space, so gRPC refuses the call on this side of the wire.
+_REFUSE_CALL: Final = {"resolver could not get the headers of this call": ""}
+
+_log = logging.getLogger("resolver")
+
+
+def normalize_headers(headers: StaticHeaders) -> NormalHeaders:
+    """Return ``headers`` as pairs ordered by lower-case name; repeated names stay.
+
+    Raises ``TypeError`` or ``ValueError``, naming the header but never its value.
+    """
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    if isinstance(pairs, (str, bytes)):
+        raise TypeError("headers must be a mapping or (name, value) pairs, not text")
+    normal = [(_normal_name(name), value) for name, value in pairs]
+    for name, value in normal:
+        _check_value(name, value)
+    return tuple(sorted(normal, key=lambda pair: pair[0]))
+
+
+class CallHeadersFactory(flight.ClientMiddlewareFactory):  # type: ignore[misc]  # pyarrow is untyped
+    """Adds headers to every call of one client; a callable is asked anew each time.
+
+    ``failure`` and ``sent`` tell a connector about the last call; they mean something
+    only while one thread has the client to itself, as it has during the probe.
+    """
+
+    def __init__(self, headers: NormalHeaders | Callable[[], StaticHeaders]) -> None:
+        super().__init__()
+        self._provider = headers if callable(headers) else None
+        self.sent: NormalHeaders = () if callable(headers) else headers
+        self.failure: BaseException | None = None
+        self._static = None if callable(headers) else _CallHeaders(_grouped(headers))
+
+    def start_call(self, info: Any) -> flight.ClientMiddleware:
+        """Return the middleware of one call; called by pyarrow in the caller's thread."""
+        if self._provider is None:
+            return self._static
+        try:
+            self.sent = normalize_headers(self._provider())
+        # Also a KeyboardInterrupt: pyarrow would swallow it and send the call bare.
+        except BaseException as error:
+            self.failure = error
+            _log.error("The headers callable of a FlightConnector failed", exc_info=error)
+            return _CallHeaders(_REFUSE_CALL)
+        self.failure = None
+        return _CallHeaders(_grouped(self.sent))
+
+    def redact(self, text: str) -> str:
+        """``text`` with the values last sent masked: a server may echo what it was sent."""
+        for _, value in self.sent:
+            shown = value if isinstance(value, str) else value.decode("latin-1")
+            if shown:
+                text = text.replace(shown, "***")
+        return text
+
+
+class _CallHeaders(flight.ClientMiddleware):  # type: ignore[misc]  # pyarrow is untyped
+    def __init__(self, headers: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._headers = headers
+
+    def sending_headers(self) -> Mapping[str, Any]:
+        return self._headers
+
+
+def _grouped(headers: NormalHeaders) -> dict[str, list[HeaderValue]]:
+    grouped: dict[str, list[HeaderValue]] = {}
+    for name, value in headers:
+        grouped.setdefault(name, []).append(value)
+    return grouped
+
+
+def _normal_name(name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"a header name is a str, not {type(name).__name__}")
+    lower = name.lower()
+    if not _NAME.fullmatch(lower):
+        raise ValueError(f"header name {name!r} may hold letters, digits, '-', '_' and '.' only")
+    if lower in _RESERVED or lower.startswith("grpc-"):
+        raise ValueError(f"header {lower!r} belongs to gRPC itself and cannot be set")
+    return lower
+
+
+def _check_value(name: str, value: object) -> None:
+    if name.endswith("-bin"):
+        if not isinstance(value, bytes):
+            raise TypeError(f"header {name!r} needs bytes, as its name ends in '-bin'")
+    elif not isinstance(value, str):
+        raise TypeError(f"header {name!r} needs a str; for bytes, end its name in '-bin'")
+    elif not _TEXT_VALUE.fullmatch(value):
+        raise ValueError(
+            f"the value of header {name!r} must be printable ASCII without white space at its "
+            "ends; strip it, or send bytes under a name that ends in '-bin'"
+        )
