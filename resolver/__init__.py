@@ -1,0 +1,34 @@
+"""Which client do I use for this worker URL? Connects once, reuses, stays right."""
+
+from ._errors import (
+    ForkedProcessError,
+    InvalidWorkerUrlError,
+    ResolverClosedError,
+    ResolverError,
+    WorkerConnectError,
+    WorkerConnectTimeoutError,
+)
+from ._flight import Connector, FlightConnector
+from ._resolver import (
+    ChannelResolver,
+    DefaultChannelResolver,
+    ResolverStats,
+    default_channel_resolver,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ChannelResolver",
+    "Connector",
+    "DefaultChannelResolver",
+    "FlightConnector",
+    "ForkedProcessError",
+    "InvalidWorkerUrlError",
+    "ResolverClosedError",
+    "ResolverError",
+    "ResolverStats",
+    "WorkerConnectError",
+    "WorkerConnectTimeoutError",
+    "default_channel_resolver",
+]

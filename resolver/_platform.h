@@ -1,0 +1,73 @@
+/* What _cache.pyx needs from C: a lock, atomics, a clock, forks, thread numbers, str.
+ *
+ * Everything is static inline; no Python code runs from here.
+ */
+#pragma once
+
+#include <Python.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* With the GIL, the GIL is the lock: no critical section of the cache can release it.
+ * A PyMutex lets a waiting thread detach, so it never stops a garbage collection. */
+#ifdef Py_GIL_DISABLED
+typedef PyMutex stripe_lock_t;
+#define stripe_lock(lock) PyMutex_Lock(lock)
+#define stripe_unlock(lock) PyMutex_Unlock(lock)
+#else
+typedef char stripe_lock_t;
+#define stripe_lock(lock) ((void)(lock))
+#define stripe_unlock(lock) ((void)(lock))
+#endif
+
+#define get_relaxed(where) __atomic_load_n(where, __ATOMIC_RELAXED)
+#define set_relaxed(where, value) __atomic_store_n(where, value, __ATOMIC_RELAXED)
+#define get_acquire(where) __atomic_load_n(where, __ATOMIC_ACQUIRE)
+#define set_release(where, value) __atomic_store_n(where, value, __ATOMIC_RELEASE)
+#define add_and_get(where, amount) __atomic_add_fetch(where, amount, __ATOMIC_ACQ_REL)
+
+/* Nanoseconds on a monotonic clock; coarse (a few ms) where the system has a coarse one,
+ * because that is read without touching the hardware counter. */
+static inline int64_t monotonic_now(void) {
+    struct timespec now;
+#ifdef CLOCK_MONOTONIC_COARSE
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+#else
+    clock_gettime(CLOCK_MONOTONIC, &now);
+#endif
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* A str keeps its hash once computed; computing it for an exact str runs no user code. */
+static inline Py_hash_t exact_str_hash(PyObject *text) {
+    Py_hash_t hash = get_relaxed(&((PyASCIIObject *)text)->hash);
+    return hash != -1 ? hash : PyObject_Hash(text);
+}
+
+static inline int exact_str_equal(PyObject *a, PyObject *b) {
+    Py_ssize_t length = PyUnicode_GET_LENGTH(a);
+    int kind = (int)PyUnicode_KIND(a);
+    return length == PyUnicode_GET_LENGTH(b) && kind == (int)PyUnicode_KIND(b)
+           && memcmp(PyUnicode_DATA(a), PyUnicode_DATA(b), (size_t)length * kind) == 0;
+}
+
+/* Hands an owned reference to Cython, which would otherwise take one more. */
+static inline PyObject *give(PyObject *owned) { return owned; }
+
+/* Counts the forks between the first process and this one, C-level forks included. */
+static int fork_generation = 0;
+static void count_fork(void) { fork_generation++; }
+static inline int watch_forks(void) { return pthread_atfork(NULL, NULL, count_fork); }
+
+/* Threads are numbered in the order in which they come, so that lanes fill evenly. */
+static int64_t threads_seen = 0;
+static _Thread_local int64_t thread_number = 0;
+static inline int64_t this_thread_number(void) {
+    if (thread_number == 0) {
+        thread_number = add_and_get(&threads_seen, 1);
+    }
+    return thread_number - 1;
+}

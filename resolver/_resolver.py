@@ -1,0 +1,381 @@
+"""ChannelResolver, and the default one: connects once per worker URL and reuses the client.
+
+The policy around the cache: what a URL means, when to connect, what errors say, what
+happens after a fork or `close`. Not here: the map itself (`_cache.pyx`), how a client is
+built (`_flight.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from . import _background
+from ._backend import ClientCache, fast_hits
+from ._errors import (
+    ForkedProcessError,
+    InvalidWorkerUrlError,
+    ResolverClosedError,
+    ResolverError,
+    WorkerConnectError,
+    WorkerConnectTimeoutError,
+)
+from ._flight import Connector, FlightConnector
+from ._single_flight import PendingConnect
+from ._urls import mask_url, parse_worker_url
+
+
+@runtime_checkable
+class ChannelResolver(Protocol):
+    """Anything that answers: which client do I use for this worker URL?
+
+    A subclass of `DefaultChannelResolver`, a wrapper around one, a test fake.
+    """
+
+    def get_flight_client_for_url(self, url: Any, /) -> Any:
+        """The `pyarrow.flight.FlightClient` for `url`, the same one every time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ResolverStats:
+    """Counts since a resolver was made, and how many clients it holds now.
+
+    Each figure is exact; together they are not one atomic snapshot.
+    """
+
+    hits: int
+    """Lookups answered with a cached client."""
+    misses: int
+    """Lookups that had to connect."""
+    waits: int
+    """Lookups that shared another's connect, or a failure remembered by `failure_ttl`."""
+    connects: int
+    """Connects that gave a client."""
+    connect_failures: int
+    """Connects that failed."""
+    evicted_idle: int
+    """Clients dropped because nobody looked them up for `idle_timeout` seconds."""
+    evicted_capacity: int
+    """Clients dropped because there were more than `max_clients`."""
+    invalidated: int
+    """Clients dropped by `invalidate`, `clear` or `close`."""
+    clients: int
+    """Clients held now."""
+
+
+@fast_hits
+class DefaultChannelResolver(ClientCache):
+    """Connects to each worker URL once and reuses the client; thread-safe.
+
+    ``connector``
+        How a client is built; `FlightConnector()` by default. Its ``connect_timeout``
+        (seconds), where it has one, also bounds those who wait for another's connect.
+    ``idle_timeout``
+        Seconds without a lookup before a client is dropped; None: never. Measured on a
+        coarse clock (a few milliseconds).
+    ``max_clients``
+        At most so many clients, all connections counted; the least recently used goes
+        first: exactly up to 512 clients, beyond that the oldest of a sample of 512.
+    ``connections_per_url``
+        Clients per URL. Threads are spread over them; one thread stays with one.
+    ``failure_ttl``
+        Seconds for which a failed connect is answered from memory; 0: not at all.
+
+    A client that is dropped is never closed: whoever holds it may go on using it, and
+    when the last holder lets go it is released on a background thread.
+
+    Raises ValueError or TypeError for options that make no sense.
+    """
+
+    __slots__ = ("_closed_by_caller", "_watched", "connections_per_url", "connector",
+                 "failure_ttl", "idle_timeout", "max_clients")  # fmt: skip
+
+    def __init__(
+        self,
+        connector: Connector | None = None,
+        *,
+        idle_timeout: float | None = 300.0,
+        max_clients: int = 65_536,
+        connections_per_url: int = 1,
+        failure_ttl: float = 0.0,
+    ) -> None:
+        if idle_timeout is not None:
+            _check_seconds("idle_timeout", idle_timeout, at_least="more than 0")
+        _check_seconds("failure_ttl", failure_ttl, at_least="0 or more")
+        _check_count("max_clients", max_clients, at_most=2**62)
+        _check_count("connections_per_url", connections_per_url, at_most=1024)
+        self.connector: Connector = FlightConnector() if connector is None else connector
+        if not callable(getattr(self.connector, "connect", None)):
+            raise TypeError(f"{type(connector).__name__} is no Connector: it has no connect(url)")
+        self.idle_timeout = idle_timeout
+        self.max_clients = max_clients
+        self.connections_per_url = connections_per_url
+        self.failure_ttl = failure_ttl
+        self._closed_by_caller = False
+        self._watched = False
+        super().__init__(
+            idle_timeout=idle_timeout, max_clients=max_clients, lanes=connections_per_url
+        )
+
+    # -- looking up ----------------------------------------------------------------------
+
+    def _miss(self, url: Any) -> Any:
+        """What `get_flight_client_for_url` does when the cache does not know `url`."""
+        self._check_usable()
+        key = parse_worker_url(url).key
+        lane = self._lane()
+        client = self._resolve(key, lane)
+        if type(url) is str and url != key:
+            self._alias(url, key, lane, client)
+        return client
+
+    def _resolve(self, key: str, lane: int) -> Any:
+        timeout: float | None = getattr(self.connector, "connect_timeout", None)
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            mine = PendingConnect()
+            client, pending = self._begin(key, lane, mine)
+            if pending is None:
+                return client
+            if pending is mine:
+                return self._connect(key, lane, mine)
+            if pending.owner == threading.get_ident() and not pending.ended:
+                raise WorkerConnectError(
+                    f"The connector asked its own resolver for worker {key} while connecting "
+                    "to it; use another resolver, or none, inside connect()",
+                    url=key,
+                )
+            left = deadline - time.monotonic()
+            if not pending.wait(None if left == math.inf else left):
+                raise WorkerConnectTimeoutError(
+                    f"Worker {key} did not answer within {timeout:g} s, waited for on another "
+                    "thread; check that it is up, or raise connect_timeout",
+                    url=key,
+                )
+            pending.raise_error()
+            if pending.client is not None:
+                return pending.client
+            # The thread that connected was interrupted: one of the waiters takes over.
+            self._check_usable()
+
+    def _connect(self, key: str, lane: int, pending: PendingConnect) -> Any:
+        try:
+            self._watch()
+            try:
+                client = self.connector.connect(key)
+                if client is None:
+                    raise TypeError("connect() returned None")
+            except Exception as cause:
+                error = _as_connect_error(key, cause)
+                self._fail(key, lane, pending, self.failure_ttl)
+                pending.fail(error)
+                if error is cause:
+                    raise
+                raise error from cause
+            if not self._publish(key, lane, pending, client):
+                self._discard([client])  # detached meanwhile; not cached, but released there
+                self._check_usable()
+            pending.succeed(client)
+            return client
+        finally:
+            if not pending.ended:
+                self._fail(key, lane, pending, 0.0, False)
+                pending.abandon()
+
+    def prefetch(
+        self, urls: Iterable[Any], *, parallelism: int = 64
+    ) -> dict[str, ResolverError]:
+        """Connect to many workers at once; returns what failed, by URL as it was given.
+
+        At most `parallelism` connects run at a time, so this takes up to
+        ``ceil(urls / parallelism)`` times the connect deadline. A URL that is not one
+        of a worker is among the failures; nothing is raised half-way.
+        """
+        self._check_usable()
+        _check_count("parallelism", parallelism, at_most=10_000)
+        failures: dict[str, ResolverError] = {}
+        keys: dict[str, str] = {}
+        for url in urls:
+            try:
+                keys.setdefault(parse_worker_url(url).key, str(url))
+            except InvalidWorkerUrlError as error:
+                failures[str(url) if isinstance(url, str) else mask_url(repr(url))] = error
+
+        def connect(key: str, lane: int) -> None:
+            try:
+                self._resolve(key, lane)
+            except ResolverError as error:
+                failures[keys[key]] = error.with_traceback(None)
+
+        jobs = [(key, lane) for key in keys for lane in range(self.connections_per_url)]
+        if jobs:
+            with ThreadPoolExecutor(min(parallelism, len(jobs)), "resolver-prefetch") as pool:
+                for _ in pool.map(connect, *zip(*jobs, strict=True)):
+                    pass
+        return failures
+
+    # -- dropping ------------------------------------------------------------------------
+
+    def invalidate(self, url: Any, client: Any = None) -> bool:
+        """Forget the client for `url`, so that the next lookup connects anew.
+
+        Pass the `client` that failed: then the entry goes only if that very client is
+        still the one cached, and a late failure cannot evict its replacement. Without
+        it, a connect under way is detached too: those who wait get its client, later
+        lookups do not. True when something was dropped. Nothing is closed. Thread-safe.
+        """
+        self._check_usable()
+        return self._drop(parse_worker_url(url).key, client)
+
+    def clear(self) -> None:
+        """Forget every client. Nothing is closed. Thread-safe, URL by URL."""
+        self._check_usable()
+        self._clear()
+
+    def close(self) -> None:
+        """Forget every client and refuse further use; idempotent.
+
+        Clients that callers hold stay usable. A connect under way finishes, its client
+        is disposed of, and its callers get `ResolverClosedError`, as do later ones.
+        """
+        self._closed_by_caller = True
+        if self._is_inherited():
+            return  # the parent's clients are not ours to release
+        for pending in self._shut():
+            pending.fail(_closed_error())
+
+    def __enter__(self) -> DefaultChannelResolver:  # noqa: PYI034 -- Self is 3.11's, fine
+        self._check_usable()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    # -- looking at it -------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed_by_caller
+
+    def stats(self) -> ResolverStats:
+        """What this resolver did so far. Also after `close`."""
+        self._check_process()
+        return ResolverStats(*self._counters())
+
+    def urls(self) -> list[str]:
+        """The canonical URLs that have a client, sorted. A snapshot, not atomic."""
+        self._check_process()
+        return sorted(self._keys())
+
+    def __len__(self) -> int:
+        """How many URLs have a client. A snapshot, not atomic."""
+        self._check_process()
+        return len(self._keys())
+
+    def __bool__(self) -> bool:
+        return True  # an empty resolver is still a resolver
+
+    def __contains__(self, url: object) -> bool:
+        """Whether `url`, in any spelling, has a client. Counts as no lookup."""
+        self._check_process()
+        try:
+            return self._holds(parse_worker_url(url).key)
+        except InvalidWorkerUrlError:
+            return False
+
+    def __repr__(self) -> str:
+        if self._is_inherited():
+            state = "inherited through a fork"
+        elif self._closed_by_caller:
+            state = "closed"
+        else:
+            state = f"{self._counters()[-1]} clients"
+        return f"<{type(self).__name__} {self.connector!r}, {state}>"
+
+    # -- inside --------------------------------------------------------------------------
+
+    def _discard(self, clients: list[Any]) -> None:
+        _background.discard(clients)
+
+    def _watch(self) -> None:
+        """Have the reaper look after this resolver; not before it may hold anything."""
+        timeouts = [t for t in (self.idle_timeout, self.failure_ttl) if t]
+        if timeouts and not self._watched:
+            self._watched = True
+            _background.watch(self, min(timeouts))
+
+    def _check_usable(self) -> None:
+        self._check_process()
+        if self._closed_by_caller:
+            raise _closed_error()
+
+    def _check_process(self) -> None:
+        if self._is_inherited():
+            if not self._adopt():
+                raise ForkedProcessError(
+                    f"This resolver made connections before the process forked (this is "
+                    f"process {os.getpid()}), and gRPC does not survive a fork: start the "
+                    "process with the 'spawn' or 'forkserver' method of multiprocessing, or "
+                    "make the first lookup after the fork"
+                )
+            self._watched = False
+
+
+_default: DefaultChannelResolver | None = None
+_default_lock = threading.Lock()
+
+
+def default_channel_resolver() -> DefaultChannelResolver:
+    """The process-wide resolver that sessions and workers use when they are given none.
+
+    The same one on every call; a new one after somebody closed it. Thread-safe.
+    """
+    global _default  # noqa: PLW0603
+    with _default_lock:
+        if _default is None or _default.closed:
+            _default = DefaultChannelResolver()
+        return _default
+
+
+def _renew_default_lock() -> None:
+    global _default_lock  # noqa: PLW0603 -- a thread that is not here may have held it
+    _default_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_default_lock)
+
+
+def _closed_error() -> ResolverClosedError:
+    return ResolverClosedError("The resolver is closed; make a new one")
+
+
+def _as_connect_error(key: str, cause: Exception) -> ResolverError:
+    if isinstance(cause, ResolverError):
+        return cause
+    kind = WorkerConnectTimeoutError if isinstance(cause, TimeoutError) else WorkerConnectError
+    error = kind(f"Could not connect to worker {key}: {type(cause).__name__}: {cause}", url=key)
+    error.__cause__ = cause
+    return error
+
+
+def _check_seconds(name: str, value: Any, *, at_least: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}")
+    if not (math.isfinite(value) and value >= 0 and (value > 0 or at_least == "0 or more")):
+        raise ValueError(f"{name} is {at_least}, in seconds, not {value!r}")
+
+
+def _check_count(name: str, value: Any, *, at_most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number, not {type(value).__name__}")
+    if not 1 <= value <= at_most:
+        raise ValueError(f"{name} is from 1 to {at_most}, not {value!r}")
