@@ -71,14 +71,14 @@ _TLS: Final = (
     ("socket closed", _CLOSED_UNDER_TLS),
     ("connection reset", _CLOSED_UNDER_TLS),
 )
-_NOT_PLAINTEXT_GRPC: Final = Diagnosis(
-    "it does not speak plaintext gRPC",
-    "use https:// if the worker has TLS, else check that the port is a Flight worker's",
+_OTHER_PROTOCOL: Final = (
+    "use https:// if the worker has TLS, else check that the port is a Flight worker's"
 )
+_CLOSED: Final = Diagnosis("it closed the connection before speaking gRPC", _OTHER_PROTOCOL)
 _PLAINTEXT: Final = (
-    ("socket closed", _NOT_PLAINTEXT_GRPC),
-    ("connection reset", _NOT_PLAINTEXT_GRPC),
-    ("http/2", _NOT_PLAINTEXT_GRPC),
+    ("socket closed", _CLOSED),
+    ("connection reset", _CLOSED),
+    ("http/2", Diagnosis("it does not speak gRPC", _OTHER_PROTOCOL)),
 )
 
 
