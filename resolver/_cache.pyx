@@ -13,9 +13,11 @@ Shape
     stripes per lane.
 
 Locking
-    One stripe lock at a time, never two. Under it: no Python call, no object
-    allocation, no decref. What is displaced is chained, leaves the lock, and is handed
-    to ``_discard``.
+    Each stripe has one lock per *reader*, a group of threads. A hit takes its reader's
+    own, so that two threads that hit write no cache line in common; everything else
+    takes all of the stripe's. Two stripes are never locked at once. Under a lock: no
+    Python call, no object allocation, no decref. What is displaced is chained, leaves
+    the lock, and is handed to ``_discard``.
 
 Life of an entry
     connecting -> live -> dead, or connecting -> failed -> dead, under its home lock.
@@ -39,9 +41,16 @@ cdef extern from "_platform.h":
     ctypedef struct PyMethodDescrObject:
         PyMethodDef *d_method
     object PyDescr_NewMethod(PyTypeObject *, PyMethodDef *)
-    ctypedef char stripe_lock_t
-    void stripe_lock(stripe_lock_t *) noexcept
-    void stripe_unlock(stripe_lock_t *) noexcept
+    ctypedef struct Reader:
+        int64_t hits
+    enum:
+        STRIPES, STRIPE_SHIFT, READERS
+    int this_reader() noexcept
+    void count_hit(Reader *) noexcept
+    void lock_one(Reader *, int) noexcept
+    void unlock_one(Reader *, int) noexcept
+    void lock_all(Reader *, int) noexcept
+    void unlock_all(Reader *, int) noexcept
     int64_t get_relaxed(int64_t *) noexcept
     void set_relaxed(int64_t *, int64_t) noexcept
     PyObject *get_acquire(PyObject **) noexcept
@@ -62,8 +71,6 @@ cdef extern from "_platform.h":
     void *aligned_alloc(size_t, size_t) noexcept
 
 cdef enum:
-    STRIPES = 64            # a power of two, and
-    STRIPE_SHIFT = 58       # the bits of a hash that do not choose the stripe
     FIRST_CAPACITY = 8      # slots of a stripe that holds anything; a power of two
     MAX_ALIASES = 4         # spellings per URL that hit without a parse, beside the canonical
     EVICTION_SAMPLE = 512   # entries seen, at least, before the least recently used is chosen
@@ -93,9 +100,6 @@ cdef struct Stripe:
     Slot *slots
     size_t mask
     size_t used
-    int64_t hits
-    stripe_lock_t lock
-    char padding[31]        # 64 bytes in all: two stripes share no cache line
 
 cdef struct Counters:
     int64_t misses
@@ -114,6 +118,10 @@ cdef int64_t NEVER = 0x7FFFFFFFFFFFFFFF
 
 cdef inline int64_t nanoseconds(double seconds) noexcept:
     return <int64_t>(min(seconds, 1e9) * 1e9)   # at most 30 years: sums cannot overflow
+
+
+cdef inline int lock_number(Stripe *stripe, Stripe *first) noexcept:
+    return <int>(stripe - first) & (STRIPES - 1)
 
 
 cdef inline Slot *find(Stripe *stripe, PyObject *key, Py_hash_t hash) noexcept:
@@ -213,6 +221,7 @@ cdef class ClientCache:
     """
 
     cdef Stripe *stripes            # lanes * STRIPES of them, or NULL
+    cdef Reader *readers            # READERS of them
     cdef int generation             # of the process that may use this cache
     cdef bint closed
     cdef int lanes
@@ -248,9 +257,7 @@ cdef class ClientCache:
     @cython.binding(False)
     @cython.always_allow_keywords(False)     # METH_O: no argument parsing
     def get_flight_client_for_url(self, url):
-        """get_flight_client_for_url($self, url, /)
-        --
-
+        """get_flight_client_for_url($self, url, /)\n--\n
         The client for a worker URL: the cached one, or one connected now.
 
         A hit is one compiled call and returns the same object every time. A miss
@@ -269,12 +276,13 @@ cdef class ClientCache:
     cdef inline PyObject *_hit(self, PyObject *url) except? NULL:
         cdef Py_hash_t hash = exact_str_hash(url)
         cdef Stripe *stripe = self._stripe(hash, self._this_lane())
+        cdef Reader *reader = &self.readers[this_reader()]
         cdef PyObject *client = NULL
         cdef Slot *slot
         cdef int64_t now, used
         if self.generation != fork_generation:
             return NULL
-        stripe_lock(&stripe.lock)
+        lock_one(reader, lock_number(stripe, self.stripes))
         slot = find(stripe, url, hash)
         if slot != NULL:
             client = get_acquire(&slot.entry.live)
@@ -285,10 +293,10 @@ cdef class ClientCache:
                     if now != used:
                         set_relaxed(&slot.entry.used, now)
                     Py_INCREF(client)
-                    stripe.hits += 1
+                    count_hit(reader)
                 else:
                     client = NULL
-        stripe_unlock(&stripe.lock)
+        unlock_one(reader, lock_number(stripe, self.stripes))
         return client
 
     # -- what a subclass provides ------------------------------------------------------
@@ -316,7 +324,7 @@ cdef class ClientCache:
         cdef PyObject *client = NULL
         cdef PyObject *shared = NULL
         cdef bint stored = False
-        stripe_lock(&stripe.lock)
+        self._lock(stripe)
         cdef int64_t now = monotonic_now() + self.skew_ns
         slot = find(stripe, <PyObject *>key, hash)
         if slot != NULL:
@@ -325,7 +333,7 @@ cdef class ClientCache:
                 client = entry.client
                 Py_INCREF(client)
                 set_relaxed(&entry.used, now)
-                stripe.hits += 1
+                count_hit(&self.readers[this_reader()])
             elif entry.state == CONNECTING or (entry.state == FAILED and now < entry.used):
                 shared = entry.pending
                 Py_INCREF(shared)
@@ -335,7 +343,7 @@ cdef class ClientCache:
                 self._unlink_locked(stripe, slot, &gone)
         if client == NULL and shared == NULL:
             stored = insert_locked(stripe, fresh.key, hash, fresh)
-        stripe_unlock(&stripe.lock)
+        self._unlock(stripe)
         self._release(gone)
         if client != NULL:
             free_entry(fresh)
@@ -363,7 +371,7 @@ cdef class ClientCache:
         cdef bint stored = False
         cdef Slot *slot
         add_and_get(&self.counters.connects, 1)
-        stripe_lock(&stripe.lock)
+        self._lock(stripe)
         slot = find(stripe, <PyObject *>key, hash)
         if slot != NULL and slot.entry.state == CONNECTING and slot.entry.pending == <PyObject *>pending:
             if self.closed:
@@ -380,7 +388,7 @@ cdef class ClientCache:
                 add_and_get(&self.counters.clients, 1)
                 add_and_get(&self.counters.retained, 1)
                 stored = True
-        stripe_unlock(&stripe.lock)
+        self._unlock(stripe)
         Py_XDECREF(finished)
         self._release(gone)
         if stored:
@@ -396,7 +404,7 @@ cdef class ClientCache:
         cdef Slot *slot
         if counted:
             add_and_get(&self.counters.connect_failures, 1)
-        stripe_lock(&stripe.lock)
+        self._lock(stripe)
         slot = find(stripe, <PyObject *>key, hash)
         if slot != NULL and slot.entry.state == CONNECTING and slot.entry.pending == <PyObject *>pending:
             if ttl > 0 and not self.closed:
@@ -406,7 +414,7 @@ cdef class ClientCache:
                 kept = True
             else:
                 self._unlink_locked(stripe, slot, &gone)
-        stripe_unlock(&stripe.lock)
+        self._unlock(stripe)
         self._release(gone)
         if kept:
             self._make_room(key, lane)
@@ -422,7 +430,7 @@ cdef class ClientCache:
         cdef PyObject *owned = <PyObject *>spelling
         cdef Slot *slot
         cdef int at
-        stripe_lock(&home.lock)
+        self._lock(home)
         slot = find(home, <PyObject *>key, hash)
         if slot != NULL and slot.entry.live == <PyObject *>client:
             entry = slot.entry
@@ -439,12 +447,12 @@ cdef class ClientCache:
                 entry.aliases[entry.alias_count] = owned
                 entry.alias_count += 1
                 add_and_get(&entry.references, 1)
-        stripe_unlock(&home.lock)
+        self._unlock(home)
         if entry == NULL:
             return
         # The pin above becomes the slot's reference. An entry that died in between is
         # not added: whoever unlinked it may already have passed by this stripe.
-        stripe_lock(&stripe.lock)
+        self._lock(stripe)
         if get_acquire(&entry.live) != NULL:
             slot = find(stripe, owned, other_hash)
             if slot != NULL:
@@ -455,7 +463,7 @@ cdef class ClientCache:
                 stale = entry
         else:
             stale = entry
-        stripe_unlock(&stripe.lock)
+        self._unlock(stripe)
         if stale != NULL:
             self._unpin(stale)
 
@@ -474,14 +482,14 @@ cdef class ClientCache:
         cdef int lane
         for lane in range(self.lanes):
             stripe = self._stripe(hash, lane)
-            stripe_lock(&stripe.lock)
+            self._lock(stripe)
             slot = find(stripe, <PyObject *>key, hash)
             if slot != NULL and (client is None or slot.entry.live == <PyObject *>client):
                 if slot.entry.state == LIVE:
                     add_and_get(&self.counters.invalidated, 1)
                 dropped |= slot.entry.state != FAILED
                 self._unlink_locked(stripe, slot, &gone)
-            stripe_unlock(&stripe.lock)
+            self._unlock(stripe)
         self._release(gone)
         return dropped
 
@@ -503,7 +511,7 @@ cdef class ClientCache:
         cdef Entry *entry
         cdef int64_t now = monotonic_now() + self.skew_ns, clients = 0
         cdef size_t at = 0
-        stripe_lock(&stripe.lock)
+        self._lock(stripe)
         while at <= stripe.mask:
             entry = stripe.slots[at].entry
             if entry != NULL and stripe.slots[at].key == entry.key and (
@@ -514,7 +522,7 @@ cdef class ClientCache:
                 self._unlink_locked(stripe, &stripe.slots[at], &gone)
             else:
                 at += 1
-        stripe_unlock(&stripe.lock)
+        self._unlock(stripe)
         add_and_get(&self.counters.evicted_idle, clients)
         self._release(gone)
         return clients
@@ -532,7 +540,7 @@ cdef class ClientCache:
         for index in range(self.lanes * STRIPES):
             stripe = &self.stripes[index]
             count = 0
-            stripe_lock(&stripe.lock)
+            self._lock(stripe)
             found = <PyObject **>PyMem_RawCalloc(stripe.used + 1, sizeof(PyObject *))
             if found != NULL:
                 for at in range(stripe.mask + 1):
@@ -541,7 +549,7 @@ cdef class ClientCache:
                         Py_INCREF(entry.key)
                         found[count] = entry.key
                         count += 1
-            stripe_unlock(&stripe.lock)
+            self._unlock(stripe)
             if found == NULL:
                 raise MemoryError
             for at in range(count):
@@ -559,11 +567,11 @@ cdef class ClientCache:
         cdef int lane
         for lane in range(self.lanes):
             stripe = self._stripe(hash, lane)
-            stripe_lock(&stripe.lock)
+            self._lock(stripe)
             slot = find(stripe, <PyObject *>key, hash)
             found |= (slot != NULL and slot.entry.live != NULL
                       and now - get_relaxed(&slot.entry.used) <= self.idle_ns)
-            stripe_unlock(&stripe.lock)
+            self._unlock(stripe)
         return found
 
     def _counters(self):
@@ -571,8 +579,8 @@ cdef class ClientCache:
         cdef Counters *counters = &self.counters
         cdef int64_t hits = 0
         cdef int index
-        for index in range(self.lanes * STRIPES):
-            hits += get_relaxed(&self.stripes[index].hits)
+        for index in range(READERS):
+            hits += get_relaxed(&self.readers[index].hits)
         return (
             hits, get_relaxed(&counters.misses), get_relaxed(&counters.waits),
             get_relaxed(&counters.connects), get_relaxed(&counters.connect_failures),
@@ -664,18 +672,29 @@ cdef class ClientCache:
         return 0 if self.lanes == 1 else <int>(this_thread_number() % self.lanes)
 
     @cython.final
+    cdef inline void _lock(self, Stripe *stripe) noexcept:
+        lock_all(self.readers, lock_number(stripe, self.stripes))
+
+    @cython.final
+    cdef inline void _unlock(self, Stripe *stripe) noexcept:
+        unlock_all(self.readers, lock_number(stripe, self.stripes))
+
+    @cython.final
     cdef int _allocate(self, int lanes) except -1:
-        cdef size_t size = <size_t>lanes * STRIPES * sizeof(Stripe)
-        cdef Stripe *stripes = <Stripe *>aligned_alloc(sizeof(Stripe), size)
+        cdef Stripe *stripes = <Stripe *>PyMem_RawCalloc(lanes * STRIPES, sizeof(Stripe))
+        cdef Reader *readers = <Reader *>aligned_alloc(64, READERS * sizeof(Reader))
         cdef int index
-        if stripes == NULL:
+        if stripes == NULL or readers == NULL:
+            PyMem_RawFree(stripes)
+            free(readers)
             raise MemoryError
-        memset(stripes, 0, size)
+        memset(readers, 0, READERS * sizeof(Reader))
         for index in range(lanes * STRIPES):
             stripes[index].slots = &NO_SLOTS
         if self.generation == fork_generation:
             self._free_tables()
         self.stripes = stripes
+        self.readers = readers
         self.lanes = lanes
         return 0
 
@@ -685,8 +704,10 @@ cdef class ClientCache:
         for index in range(self.lanes * STRIPES if self.stripes != NULL else 0):
             if self.stripes[index].slots != &NO_SLOTS:
                 PyMem_RawFree(self.stripes[index].slots)
-        free(self.stripes)
+        PyMem_RawFree(self.stripes)
+        free(self.readers)
         self.stripes = NULL
+        self.readers = NULL
 
     @cython.final
     cdef void _unlink_locked(self, Stripe *stripe, Slot *home, Entry **gone) noexcept:
@@ -713,7 +734,7 @@ cdef class ClientCache:
             stripe = &self.stripes[index]
             gone = NULL
             at = 0
-            stripe_lock(&stripe.lock)
+            self._lock(stripe)
             while at <= stripe.mask:
                 entry = stripe.slots[at].entry
                 if entry != NULL and stripe.slots[at].key == entry.key:
@@ -722,7 +743,7 @@ cdef class ClientCache:
                     self._unlink_locked(stripe, &stripe.slots[at], &gone)
                 else:
                     at += 1
-            stripe_unlock(&stripe.lock)
+            self._unlock(stripe)
             if pendings is not None:
                 entry = gone
                 while entry != NULL:
@@ -765,12 +786,12 @@ cdef class ClientCache:
             for at in range(entry.alias_count):
                 hash = exact_str_hash(entry.aliases[at])
                 stripe = self._stripe(hash, entry.lane)
-                stripe_lock(&stripe.lock)
+                self._lock(stripe)
                 slot = find(stripe, entry.aliases[at], hash)
                 found = slot != NULL and slot.entry == entry
                 if found:
                     remove_locked(stripe, slot)
-                stripe_unlock(&stripe.lock)
+                self._unlock(stripe)
                 if found:
                     add_and_get(&entry.references, -1)
             self._unpin(entry)
@@ -805,7 +826,7 @@ cdef class ClientCache:
         for index in range(count):
             stripe = &self.stripes[(cursor + index) % count]
             previous = oldest
-            stripe_lock(&stripe.lock)
+            self._lock(stripe)
             for at in range(stripe.mask + 1):
                 entry = stripe.slots[at].entry
                 if entry == NULL or stripe.slots[at].key != entry.key or entry.state == CONNECTING:
@@ -820,7 +841,7 @@ cdef class ClientCache:
                     oldest_age = age
             if oldest != previous:
                 add_and_get(&oldest.references, 1)
-            stripe_unlock(&stripe.lock)
+            self._unlock(stripe)
             if previous != NULL and oldest != previous:
                 self._unpin(previous)
             if oldest != NULL and seen >= EVICTION_SAMPLE:
@@ -829,13 +850,13 @@ cdef class ClientCache:
             return False
         hash = exact_str_hash(oldest.key)
         stripe = self._stripe(hash, oldest.lane)
-        stripe_lock(&stripe.lock)
+        self._lock(stripe)
         slot = find(stripe, oldest.key, hash)
         if slot != NULL and slot.entry == oldest:
             if oldest.state == LIVE:
                 add_and_get(&self.counters.evicted_capacity, 1)
             self._unlink_locked(stripe, slot, &gone)
-        stripe_unlock(&stripe.lock)
+        self._unlock(stripe)
         self._unpin(oldest)
         self._release(gone)
         return True

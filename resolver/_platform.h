@@ -11,18 +11,6 @@
 #include <string.h>
 #include <time.h>
 
-/* With the GIL, the GIL is the lock: no critical section of the cache can release it.
- * A PyMutex lets a waiting thread detach, so it never stops a garbage collection. */
-#ifdef Py_GIL_DISABLED
-typedef PyMutex stripe_lock_t;
-#define stripe_lock(lock) PyMutex_Lock(lock)
-#define stripe_unlock(lock) PyMutex_Unlock(lock)
-#else
-typedef char stripe_lock_t;
-#define stripe_lock(lock) ((void)(lock))
-#define stripe_unlock(lock) ((void)(lock))
-#endif
-
 #define get_relaxed(where) __atomic_load_n(where, __ATOMIC_RELAXED)
 #define set_relaxed(where, value) __atomic_store_n(where, value, __ATOMIC_RELAXED)
 #define get_acquire(where) __atomic_load_n(where, __ATOMIC_ACQUIRE)
@@ -71,3 +59,41 @@ static inline int64_t this_thread_number(void) {
     }
     return thread_number - 1;
 }
+
+#define STRIPES 64      /* a power of two, and */
+#define STRIPE_SHIFT 58 /* the bits of a hash that do not choose the stripe */
+
+/* The locks of all stripes for one group of threads: one cache line, then their hits.
+ *
+ * With the GIL, the GIL is every lock: no critical section of the cache can release it.
+ * A PyMutex lets a waiting thread detach, so it never holds up a garbage collection. */
+#ifdef Py_GIL_DISABLED
+#define READERS 16
+typedef struct {
+    PyMutex locks[STRIPES];
+    int64_t hits;
+    char padding[56];
+} Reader;
+static inline int this_reader(void) { return (int)(this_thread_number() % READERS); }
+#define count_hit(reader) ((void)__atomic_fetch_add(&(reader)->hits, 1, __ATOMIC_RELAXED))
+#define lock_one(reader, stripe) PyMutex_Lock(&(reader)->locks[stripe])
+#define unlock_one(reader, stripe) PyMutex_Unlock(&(reader)->locks[stripe])
+static inline void lock_all(Reader *readers, int stripe) {
+    for (int at = 0; at < READERS; at++) PyMutex_Lock(&readers[at].locks[stripe]);
+}
+static inline void unlock_all(Reader *readers, int stripe) {
+    for (int at = READERS - 1; at >= 0; at--) PyMutex_Unlock(&readers[at].locks[stripe]);
+}
+#else
+#define READERS 1
+typedef struct {
+    int64_t hits;
+    char padding[56];
+} Reader;
+#define this_reader() 0
+#define count_hit(reader) ((void)(reader)->hits++)
+#define lock_one(reader, stripe) ((void)(stripe))
+#define unlock_one(reader, stripe) ((void)(stripe))
+#define lock_all(readers, stripe) ((void)(stripe))
+#define unlock_all(readers, stripe) ((void)(stripe))
+#endif
