@@ -141,11 +141,18 @@ class DefaultChannelResolver(ClientCache):
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while True:
             mine = PendingConnect()
-            client, pending = self._begin(key, lane, mine)
-            if pending is None:
-                return client
-            if pending is mine:
-                return self._connect(key, lane, mine)
+            try:
+                client, pending = self._begin(key, lane, mine)
+                if pending is None:
+                    return client
+                if pending is mine:
+                    return self._connect(key, lane, mine)
+            except BaseException:
+                # An interrupt may come between any two steps; nobody must go on waiting.
+                if not mine.ended:
+                    self._fail(key, lane, mine, 0.0, False)
+                    mine.abandon()
+                raise
             if pending.owner == threading.get_ident() and not pending.ended:
                 raise WorkerConnectError(
                     f"The connector asked its own resolver for worker {key} while connecting "
@@ -166,28 +173,23 @@ class DefaultChannelResolver(ClientCache):
             self._check_usable()
 
     def _connect(self, key: str, lane: int, pending: PendingConnect) -> Any:
+        self._watch()
         try:
-            self._watch()
-            try:
-                client = self.connector.connect(key)
-                if client is None:
-                    raise TypeError("connect() returned None")
-            except Exception as cause:
-                error = _as_connect_error(key, cause)
-                self._fail(key, lane, pending, self.failure_ttl)
-                pending.fail(error)
-                if error is cause:
-                    raise
-                raise error from cause
-            if not self._publish(key, lane, pending, client):
-                self._discard([client])  # detached meanwhile; not cached, but released there
-                self._check_usable()
-            pending.succeed(client)
-            return client
-        finally:
-            if not pending.ended:
-                self._fail(key, lane, pending, 0.0, False)
-                pending.abandon()
+            client = self.connector.connect(key)
+            if client is None:
+                raise TypeError("connect() returned None")
+        except Exception as cause:
+            error = _as_connect_error(key, cause)
+            self._fail(key, lane, pending, self.failure_ttl)
+            pending.fail(error)
+            if error is cause:
+                raise
+            raise error from cause
+        if not self._publish(key, lane, pending, client):
+            self._discard([client])  # detached meanwhile: not cached, but released there
+            self._check_usable()
+        pending.succeed(client)
+        return client
 
     def prefetch(
         self, urls: Iterable[Any], *, parallelism: int = 64

@@ -50,7 +50,9 @@ class PendingConnect:
         # Whoever ends the connect writes the outcome first and then looks for waiters.
         if self.ended:
             return True
-        return latch.acquire(timeout=-1 if seconds is None else max(seconds, 0))
+        if seconds is None:
+            return latch.acquire()
+        return latch.acquire(timeout=min(max(seconds, 0), threading.TIMEOUT_MAX))
 
     def succeed(self, client: Any) -> None:
         """The connect gave `client`."""
