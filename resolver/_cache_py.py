@@ -37,11 +37,15 @@ class _Entry:
 
     __slots__ = ("aliases", "client", "key", "lane", "pending", "state", "used")
 
+    client: Any
+    pending: object | None
+    state: _State
+
     def __init__(self, key: str, lane: int, pending: object) -> None:
         self.key = key
         self.lane = lane
-        self.pending: object | None = pending
-        self.client: Any = None
+        self.pending = pending
+        self.client = None
         self.state = _State.CONNECTING
         self.used = 0.0  # last lookup; of a failed entry: remembered until
         self.aliases: list[str] = []
@@ -75,6 +79,25 @@ class ClientCache:
         "_tables",
         "_waits",
     )
+
+    _clients: int  # live entries
+    _closed: bool
+    _connect_failures: int
+    _connects: int
+    _evicted_capacity: int
+    _evicted_idle: int
+    _hits: int
+    _idle_timeout: float
+    _invalidated: int
+    _lanes: int
+    _lock: threading.RLock
+    _max_clients: float
+    _misses: int
+    _process: int
+    _retained: int  # live and failed entries: what max_clients bounds
+    _skew: float  # how far tests have moved this cache's clock
+    _tables: list[dict[str, _Entry]]  # one per lane
+    _waits: int
 
     def __new__(cls, *_args: object, **_options: object) -> ClientCache:  # noqa: PYI034
         self = super().__new__(cls)
@@ -245,7 +268,7 @@ class ClientCache:
             ):
                 entry.aliases.append(spelling)
                 table[spelling] = entry
-                if entry.state is _State.DEAD:
+                if table.get(key) is not entry:  # a finalizer removed it meanwhile
                     self._forget_locked(table, spelling, entry)
 
     # -- removal -----------------------------------------------------------------------
@@ -394,7 +417,7 @@ class ClientCache:
 
     def _allocate(self, lanes: int) -> None:
         self._lanes = lanes
-        self._tables: list[dict[str, _Entry]] = [{} for _ in range(lanes)]
+        self._tables = [{} for _ in range(lanes)]
         self._lock = threading.RLock()
 
     def _now(self) -> float:
