@@ -1,0 +1,58 @@
+"""Builds the one extension. Everything else about the package is in pyproject.toml.
+
+Environment:
+    RESOLVER_NO_EXTENSIONS=1  build without it; the Python twin takes its place
+    DEBUG_BUILD=1             no optimisation, full debug information
+    SANITIZE=1                AddressSanitizer and UndefinedBehaviorSanitizer
+"""
+
+import os
+import sys
+
+from setuptools import Extension, setup
+
+
+def wanted(name: str) -> bool:
+    return os.environ.get(name, "") not in ("", "0")
+
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+    "freethreading_compatible": True,
+}
+
+flags = ["-std=c11", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+link_flags = []
+if wanted("DEBUG_BUILD"):
+    flags += ["-O0", "-g3", "-UNDEBUG"]
+if wanted("SANITIZE"):
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    flags += [*sanitizers, "-g", "-fno-omit-frame-pointer"]
+    link_flags += sanitizers
+
+extensions = []
+if not wanted("RESOLVER_NO_EXTENSIONS"):
+    from Cython.Build import cythonize
+
+    extensions = cythonize(
+        [
+            Extension(
+                "resolver._cache",
+                ["resolver/_cache.pyx"],
+                depends=["resolver/_platform.h"],
+                extra_compile_args=flags,
+                extra_link_args=link_flags,
+            )
+        ],
+        compiler_directives=DIRECTIVES,
+        # Which sanitizers or debug flags an object was built with is not in its name.
+        force=wanted("DEBUG_BUILD") or wanted("SANITIZE"),
+    )
+else:
+    print("resolver: building without the extension, as asked", file=sys.stderr)
+
+setup(ext_modules=extensions)
