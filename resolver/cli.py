@@ -1,0 +1,204 @@
+"""The command line: ``python -m resolver demo`` and ``python -m resolver worker``.
+
+Reads arguments and hands over; what a command does is in ``resolver.distributed``, which
+is imported only once a command needs it, so that ``--help`` works without its extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["main"]
+
+_DESCRIPTION = """\
+Distributed DataFusion over Arrow Flight workers.
+
+  see it work        python -m resolver demo
+  run one worker     python -m resolver worker --listen grpc://127.0.0.1:50051
+  use that worker    see docs/distributed.md: SessionStateBuilder with a
+                     StaticWorkerResolver(["http://127.0.0.1:50051"])
+"""
+
+_DEMO = """\
+Makes TPC-H data with tpchgen-cli (once, then it is taken from a cache folder), starts
+worker processes, runs TPC-H queries 1 and 6 on them, and compares every row with
+single-node DataFusion. Prints how each query was staged, its result, both times, and
+what the channel resolvers of the coordinator and of the workers did.
+
+Exit code 0: all rows equal. 1: some differ.
+
+  python -m resolver demo                       scale factor 0.1, three workers
+  SF=1 python -m resolver demo --workers 2      6 million rows of lineitem
+"""
+
+_WORKER = """\
+Serves tasks of distributed queries until SIGTERM or Ctrl-C. When ready, prints one line
+of JSON with its URL, which is what a session's WorkerResolver must name.
+
+Whoever can reach a worker can make it read any file that it can read. So it listens on
+this machine only, unless it has a TLS certificate and a token (or a client CA):
+
+  python -m resolver worker --listen grpc://127.0.0.1:50051
+  python -m resolver worker --listen grpc+tls://0.0.0.0:50051 \\
+      --tls-certificate server.pem --tls-key server.key --token-file token.txt
+
+A custom ChannelResolver is registered here as in the session, by a session builder:
+
+  # mycluster.py
+  def build(query):
+      return query.builder.with_distributed_channel_resolver(my_resolver).build()
+
+  python -m resolver worker --session-builder mycluster:build
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. ``argv`` excludes the program name."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        if arguments.traceback:
+            raise
+        print(f"resolver: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m resolver",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_demo(_command(commands, "demo", "run two TPC-H queries on local workers", _DEMO))
+    _add_worker(_command(commands, "worker", "serve tasks of distributed queries", _WORKER))
+    return parser
+
+
+def _command(commands: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--scale-factor",
+        type=_scale_factor,
+        default=os.environ.get("SF", "0.1"),
+        help="how much data: 1 is about 1 GB as text (default: $SF, or 0.1)",
+    )
+    parser.add_argument(
+        "--workers", type=_count, default=3, help="worker processes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        help="where the data is kept (default: resolver/ in $XDG_CACHE_HOME, or ~/.cache)",
+    )
+    parser.set_defaults(command=_demo)
+
+
+def _add_worker(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--listen",
+        metavar="URL",
+        default="grpc://127.0.0.1:0",
+        help="address to listen on; port 0 takes a free one (default: %(default)s)",
+    )
+    add("--exchange-dir", metavar="DIR", help="where stage output goes while a query runs")
+    add(
+        "--session-builder",
+        metavar="MODULE:FUNCTION",
+        help="function for Worker.from_session_builder",
+    )
+    add(
+        "--allow-python-udfs",
+        action="store_true",
+        help="run pickled Python functions of queries, that is, any code of any caller",
+    )
+    add("--tls-certificate", metavar="PEM", type=Path, help="certificate chain; turns TLS on")
+    add("--tls-key", metavar="PEM", type=Path, help="private key of the certificate")
+    add("--client-ca", metavar="PEM", type=Path, help="demand client certificates signed by this")
+    add("--token-file", metavar="FILE", type=Path, help="demand this bearer token")
+    add("--insecure", action="store_true", help="serve other machines with none of the above")
+    add("--owner", type=int, help=argparse.SUPPRESS)
+    add("--owner-dir", type=Path, help=argparse.SUPPRESS)
+    parser.set_defaults(command=_worker)
+
+
+def _scale_factor(text: str) -> str:
+    try:
+        positive = 0 < float(text) < 100_000
+    except ValueError:
+        positive = False
+    if not positive:
+        raise argparse.ArgumentTypeError(f"a scale factor is a number above 0, not {text!r}")
+    return f"{float(text):g}"
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, not {text!r}")
+    return int(text)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from .distributed import _demo as demo
+
+    return demo.run(
+        scale_factor=arguments.scale_factor,
+        workers=arguments.workers,
+        data_dir=arguments.data_dir,
+    )
+
+
+def _worker(arguments: argparse.Namespace) -> int:
+    from .distributed import Worker
+    from .distributed._serve import Owner, serve
+
+    builder = None if arguments.session_builder is None else _function(arguments.session_builder)
+    worker = Worker(builder, allow_python_udfs=arguments.allow_python_udfs)
+    token = arguments.token_file
+    server = worker.into_flight_server(
+        arguments.listen,
+        exchange_dir=arguments.exchange_dir,
+        tls_certificate=_contents(arguments.tls_certificate),
+        tls_key=_contents(arguments.tls_key),
+        client_ca=_contents(arguments.client_ca),
+        token=None if token is None else token.read_text().strip(),
+        insecure=arguments.insecure,
+    )
+    owner = None if arguments.owner is None else Owner(arguments.owner, arguments.owner_dir)
+    serve(server, owner)
+    return 0
+
+
+def _contents(path: Path | None) -> bytes | None:
+    return None if path is None else path.read_bytes()
+
+
+def _function(name: str) -> Any:
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise ValueError(f"--session-builder takes MODULE:FUNCTION, not {name!r}")
+    function = getattr(importlib.import_module(module), attribute, None)
+    if not callable(function):
+        raise ValueError(f"{module} has no function {attribute}")
+    return function

@@ -1,0 +1,207 @@
+"""LocalCluster: workers in processes of their own, on this machine.
+
+Owns processes and one directory, and leaves neither behind: not on exit, not on error,
+and not when this process is killed. For the last, every worker holds the reading end of
+a pipe whose other end only this process has; when it closes, for whatever reason, the
+worker stops and removes the cluster's directory. Queries are not this module's business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from resolver._resolver import ChannelResolver
+
+from ._directory import LockedDirectory
+from ._errors import ClusterStartError
+from ._planner import DistributedPhysicalOptimizerRule
+from ._session import SessionContext
+from ._state import SessionStateBuilder
+
+__all__ = ["LocalCluster"]
+
+_STOP_TIMEOUT: Final = 5.0  # seconds for a worker to stop by itself before it is killed
+_SHOWN_STDERR: Final = 4_000  # characters
+_PACKAGE_PARENT: Final = Path(__file__).resolve().parents[2]
+
+
+class LocalCluster:
+    """``workers`` worker processes on free loopback ports; itself a WorkerResolver.
+
+    Starts on ``start()`` or ``with``; returns once every worker answers, or raises
+    ``ClusterStartError`` with the worker's stderr after ``start_timeout`` seconds.
+    ``session_builder`` names a function for ``Worker.from_session_builder`` as
+    ``"module:function"``; ``environment`` is added to the workers' own.
+    """
+
+    def __init__(
+        self,
+        workers: int = 3,
+        *,
+        start_timeout: float = 60.0,
+        session_builder: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        if workers < 1:
+            raise ValueError(f"a cluster of {workers} workers; it needs at least 1")
+        self.processes: list[subprocess.Popen[str]] = []
+        self._workers = workers
+        self._start_timeout = start_timeout
+        self._session_builder = session_builder
+        self._environment = dict(environment or {})
+        self._urls: tuple[str, ...] = ()
+        self._directory: LockedDirectory | None = None
+        self._finalizer: weakref.finalize[..., LocalCluster] | None = None
+
+    def start(self) -> LocalCluster:
+        """Start the workers and wait until they are ready. Once per cluster."""
+        if self._finalizer is not None:
+            raise RuntimeError("a LocalCluster starts once; make another one")
+        self._directory = LockedDirectory("cluster")
+        self._finalizer = weakref.finalize(
+            self, _stop, self.processes, self._directory, os.getpid()
+        )
+        try:
+            for index in range(self._workers):
+                self.processes.append(self._spawn(index))
+            self._urls = self._wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def get_urls(self) -> Sequence[str]:
+        """The workers' URLs; a worker that died keeps its place."""
+        return self._urls
+
+    def session(
+        self,
+        channel_resolver: ChannelResolver | None = None,
+        *,
+        builder: SessionStateBuilder | None = None,
+    ) -> SessionContext:
+        """A session on this cluster, its fetched output in the cluster's directory.
+
+        ``builder`` brings further settings; the cluster adds its workers and the rule.
+        """
+        if self._directory is None:
+            raise RuntimeError("the cluster has not been started")
+        builder = SessionStateBuilder() if builder is None else builder
+        if channel_resolver is not None:
+            builder.with_distributed_channel_resolver(channel_resolver)
+        return SessionContext(
+            builder.with_distributed_worker_resolver(self)
+            .with_physical_optimizer_rule(DistributedPhysicalOptimizerRule())
+            .with_exchange_dir(self._directory.path)
+            .build()
+        )
+
+    def close(self) -> None:
+        """Stop the workers and remove the cluster's directory. Idempotent."""
+        if self._finalizer is not None:
+            self._finalizer()
+
+    def __enter__(self) -> LocalCluster:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"LocalCluster(workers={self._workers}, urls={list(self._urls)!r})"
+
+    def _stderr_path(self, index: int) -> Path:
+        assert self._directory is not None
+        return self._directory.path / f"worker-{index}.log"
+
+    def _spawn(self, index: int) -> subprocess.Popen[str]:
+        assert self._directory is not None
+        command = [sys.executable, "-m", "resolver", "worker"]
+        command += ["--listen", "grpc://127.0.0.1:0"]
+        command += ["--exchange-dir", str(self._directory.path)]
+        command += ["--owner", str(os.getpid()), "--owner-dir", str(self._directory.path)]
+        if self._session_builder is not None:
+            command += ["--session-builder", self._session_builder]
+        with self._stderr_path(index).open("w") as stderr:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,  # the pipe whose end means that we are gone
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env=self._child_environment(),
+            )
+
+    def _child_environment(self) -> dict[str, str]:
+        environment = {**os.environ, **self._environment}
+        # The workers must find the very package that started them.
+        path = [str(_PACKAGE_PARENT), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+        return environment
+
+    def _wait_until_ready(self) -> tuple[str, ...]:
+        deadline = time.monotonic() + self._start_timeout
+        announced: dict[int, str] = {}
+
+        def listen(index: int, process: subprocess.Popen[str]) -> None:
+            assert process.stdout is not None
+            announced[index] = process.stdout.readline()
+
+        threads = [
+            threading.Thread(target=listen, args=item, daemon=True)
+            for item in enumerate(self.processes)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return tuple(self._url(index, announced.get(index)) for index in range(self._workers))
+
+    def _url(self, index: int, line: str | None) -> str:
+        if line is None:
+            raise self._failed(index, f"was not ready within {self._start_timeout:g} s")
+        try:
+            ready: dict[str, Any] = json.loads(line)
+            return str(ready["url"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._failed(index, "ended before it was ready") from error
+
+    def _failed(self, index: int, what: str) -> ClusterStartError:
+        said = self._stderr_path(index).read_text(errors="replace").strip()[-_SHOWN_STDERR:]
+        return ClusterStartError(
+            f"worker {index} {what}; its stderr: {said or '(empty)'}\n"
+            "To see it fail by itself: python -m resolver worker"
+        )
+
+
+def _stop(processes: list[subprocess.Popen[str]], directory: LockedDirectory, owner: int) -> None:
+    if os.getpid() != owner:  # a forked child owns neither the workers nor the directory
+        return
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.close()
+    deadline = time.monotonic() + _STOP_TIMEOUT
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+    directory.close()

@@ -1,0 +1,163 @@
+"""Who may reach a worker: its listening address and what guards it.
+
+A worker runs plans, and plans read files, so whoever can call it can read what it can.
+Hence loopback by default, and TLS with a token or client certificates, or an explicit
+``insecure=True``, for anything wider. Pure checks; no socket is opened here.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pyarrow.flight as flight
+
+from resolver._urls import WorkerUrl, parse_worker_url
+
+from ._errors import InsecureListenError
+
+__all__ = ["CallHeaders", "CallMiddleware", "Guard", "ListenAddress"]
+
+CALL_MIDDLEWARE: Final = "resolver.call"
+_AUTHORIZATION: Final = "authorization"
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What a caller must show. Secrets are in no ``repr``.
+
+    ``tls_certificate`` and ``tls_key`` (PEM) turn TLS on; ``client_ca`` (PEM) then
+    demands a client certificate signed by it; ``token`` is expected as
+    ``authorization: Bearer <token>`` with every call.
+    """
+
+    tls_certificate: bytes | None = field(default=None, repr=False)
+    tls_key: bytes | None = field(default=None, repr=False)
+    client_ca: bytes | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together: give both or neither")
+        if self.client_ca is not None and self.tls_certificate is None:
+            raise ValueError("client_ca needs tls_certificate and tls_key")
+        if self.token is not None and not self.token:
+            raise ValueError("token is empty")
+
+    @property
+    def has_tls(self) -> bool:
+        return self.tls_certificate is not None
+
+    @property
+    def is_private(self) -> bool:
+        """Enough for an address that other machines can reach."""
+        return self.has_tls and (self.token is not None or self.client_ca is not None)
+
+    def server_options(self) -> dict[str, Any]:
+        """Keyword arguments of ``FlightServerBase``."""
+        options: dict[str, Any] = {"middleware": {CALL_MIDDLEWARE: CallMiddleware(self.token)}}
+        if self.has_tls:
+            options["tls_certificates"] = [(self.tls_certificate, self.tls_key)]
+        if self.client_ca is not None:
+            options["root_certificates"] = self.client_ca
+            options["verify_client"] = True
+        return options
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
+    """A worker URL to listen on; port 0 asks for a free one."""
+
+    url: WorkerUrl
+    any_port: bool
+
+    @classmethod
+    def parse(cls, location: object, guard: Guard, *, insecure: bool = False) -> ListenAddress:
+        """Check ``location`` against ``guard``.
+
+        Raises ``InvalidWorkerUrlError`` for what is not a worker URL and
+        ``InsecureListenError`` for an address that is not loopback and not guarded.
+        """
+        written = location.uri.decode() if isinstance(location, flight.Location) else str(location)
+        trimmed = written.rstrip("/")
+        any_port = trimmed.endswith(":0") and not trimmed.startswith("grpc+unix:")
+        # A worker URL has no port 0; only an address to listen on does.
+        url = parse_worker_url(f"{trimmed[:-1]}1" if any_port else location)
+        if url.is_tls and not guard.has_tls:
+            raise InsecureListenError(
+                f"{url.key} means TLS: give tls_certificate and tls_key", url=url.key
+            )
+        if not (insecure or guard.is_private or _is_loopback(url)):
+            raise InsecureListenError(
+                f"{url.key} can be reached by other machines, and whoever reaches a worker can "
+                "read every file that it can: give a TLS certificate and a token (or client_ca), "
+                "listen on 127.0.0.1, or say insecure=True on a network you trust",
+                url=url.key,
+            )
+        return cls(url, any_port)
+
+    def flight_location(self, guard: Guard) -> str:
+        """What ``FlightServerBase`` listens on."""
+        if not self.url.host:
+            return self.url.location
+        scheme = "grpc+tls" if guard.has_tls else "grpc+tcp"
+        return f"{scheme}://{_bracketed(self.url.host)}:{0 if self.any_port else self.url.port}"
+
+    def located(self, port: int, guard: Guard) -> str:
+        """The Flight location of a server that got ``port``."""
+        return parse_worker_url(self.worker_url(port, guard)).location
+
+    def worker_url(self, port: int, guard: Guard) -> str:
+        """The canonical URL of a server that got ``port``."""
+        if not self.url.host:
+            return self.url.key
+        scheme = "https" if guard.has_tls else "http"
+        return parse_worker_url(f"{scheme}://{_bracketed(self.url.host)}:{port}").key
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def _is_loopback(url: WorkerUrl) -> bool:
+    if not url.host or url.host == "localhost":  # no host: a Unix domain socket
+        return True
+    try:
+        return ipaddress.ip_address(url.host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class CallHeaders(flight.ServerMiddleware):  # type: ignore[misc]  # pyarrow has no types
+    """The headers of one call, lower-case names, without the authorization."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self.headers = headers
+
+
+class CallMiddleware(flight.ServerMiddlewareFactory):  # type: ignore[misc]  # as above
+    """Lets a call in, or not, before anything of it is looked at."""
+
+    def __init__(self, token: str | None) -> None:
+        self._expected = None if token is None else f"Bearer {token}".encode()
+
+    def start_call(self, info: object, headers: Mapping[str, list[Any]]) -> CallHeaders:
+        if self._expected is not None:
+            given = [_bytes(value) for value in headers.get(_AUTHORIZATION, [])]
+            # compare_digest takes the same time whatever the first wrong byte is.
+            if len(given) != 1 or not hmac.compare_digest(given[0], self._expected):
+                raise flight.FlightUnauthenticatedError("a valid bearer token is required")
+        return CallHeaders(
+            {
+                name.lower(): values[-1]
+                for name, values in headers.items()
+                if values and isinstance(values[-1], str) and name.lower() != _AUTHORIZATION
+            }
+        )
+
+
+def _bytes(value: object) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()

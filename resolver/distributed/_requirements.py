@@ -1,0 +1,29 @@
+"""What the extra ``resolver[datafusion]`` must have brought, checked before it is used."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Final
+
+__all__ = ["DATAFUSION_MAJOR", "check"]
+
+DATAFUSION_MAJOR: Final = 55
+"""The major version of datafusion whose plan encoding ``_plan_proto`` knows."""
+
+
+def check() -> None:
+    """Raise ``ImportError``, with what to install, unless everything needed is there."""
+    for package in ("datafusion", "protobuf"):
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            raise ImportError(
+                f"resolver.distributed needs {package}: pip install 'resolver[datafusion]'",
+                name=package,
+            ) from None
+        if package == "datafusion" and version.partition(".")[0] != str(DATAFUSION_MAJOR):
+            raise ImportError(
+                f"resolver.distributed reads the plan encoding of datafusion {DATAFUSION_MAJOR}, "
+                f"and datafusion {version} is installed: pip install 'resolver[datafusion]'",
+                name=package,
+            )

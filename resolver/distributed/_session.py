@@ -1,0 +1,153 @@
+"""SessionContext: a DataFusion session whose queries run on workers.
+
+Tables, functions and SQL are DataFusion's own. What is added is the way from a query to
+its staged plan, and from that to rows; the cutting is ``_planner``'s, the running
+``_executor``'s.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any
+
+import datafusion
+
+from ._dataframe import DataFrame, returns_frame
+from ._exchange import Exchange
+from ._executor import HeadRun, run
+from ._planner import first_line, single_node
+from ._settings import PLANNING, derive_context, non_default_settings
+from ._stage import DistributedPlan, SingleNodePlan
+from ._state import SessionState, SessionStateBuilder
+
+__all__ = ["SessionContext"]
+
+
+class _Shared:
+    """What all handles on one session have in common. Thread-safe."""
+
+    def __init__(self, state: SessionState) -> None:
+        self.state = state
+        self.own_planning: str | None = None
+        self._lock = threading.Lock()
+        self._exchange: Exchange | None = None
+
+    def exchange(self) -> Exchange:
+        with self._lock:
+            if self._exchange is None:
+                self._exchange = Exchange(self.state.exchange_dir)
+            return self._exchange
+
+
+class SessionContext(datafusion.SessionContext):
+    """A ``datafusion.SessionContext`` in all else.
+
+    ``state`` comes from ``SessionStateBuilder``; without one this is plain DataFusion.
+    Queries may run from several threads at once.
+    """
+
+    def __init__(self, state: SessionState | None = None) -> None:
+        state = SessionStateBuilder().build() if state is None else state
+        super().__init__(state.session_config(), state.runtime)
+        self._shared = _Shared(state)
+
+    @property
+    def state(self) -> SessionState:
+        return self._shared.state
+
+    def sql(self, query: str, *args: Any, **kwargs: Any) -> DataFrame:
+        return DataFrame(super().sql(query, *args, **kwargs), self)
+
+    def add_physical_optimizer_rule(self, rule: Any) -> None:
+        super().add_physical_optimizer_rule(rule)
+        self._shared.own_planning = "the session has an optimizer rule of its own"
+
+    def set_query_planner(self, planner: Any) -> None:
+        super().set_query_planner(planner)
+        self._shared.own_planning = "the session has a query planner of its own"
+
+    def with_extensions(self, *args: Any, **kwargs: Any) -> Any:
+        context = self._adopted(super().with_extensions(*args, **kwargs))
+        self._shared.own_planning = "the session has extensions of its own"
+        return context
+
+    def _adopted(self, context: datafusion.SessionContext) -> SessionContext:
+        """Another handle on this session, as one of ours."""
+        handle = SessionContext.__new__(SessionContext)
+        handle.ctx = context.ctx
+        handle._shared = self._shared
+        return handle
+
+    def _staged(self, frame: datafusion.DataFrame) -> DistributedPlan | SingleNodePlan:
+        """How ``frame`` runs now; a single-node plan as this session itself plans it."""
+        planned = self._distribute(frame)
+        if isinstance(planned, DistributedPlan):
+            return planned
+        return single_node(planned, frame.execution_plan())
+
+    def _start(self, frame: datafusion.DataFrame) -> HeadRun | None:
+        """Run the stages of ``frame`` below the head; ``None``: not distributed."""
+        planned = self._distribute(frame)
+        if not isinstance(planned, DistributedPlan):
+            return None
+        return run(
+            planned,
+            resolver=self.state.channel_resolver,
+            exchange=self._shared.exchange(),
+            context=self,
+            runtime=self.state.runtime,
+            settings=non_default_settings(self),
+        )
+
+    def _distribute(self, frame: datafusion.DataFrame) -> DistributedPlan | str:
+        """The staged plan, or the reason why there is none."""
+        state = self.state
+        if state.rule is None:
+            return "the session has no DistributedPhysicalOptimizerRule"
+        if state.worker_resolver is None:
+            return "the session has no worker resolver"
+        if self._shared.own_planning is not None:
+            return self._shared.own_planning
+        urls = list(dict.fromkeys(str(url) for url in state.worker_resolver.get_urls()))
+        # Planned in a session of its own: what cutting asks for must not change how this
+        # session plans the queries that are not cut.
+        target = {"datafusion.execution.target_partitions": state.rule.target_partitions(len(urls))}
+        options = {**PLANNING, **{name: str(value) for name, value in target.items()}}
+        planner = derive_context(self, options, state.runtime)
+        try:
+            plan = planner.create_dataframe_from_logical_plan(frame.logical_plan()).execution_plan()
+        except Exception as error:
+            return f"it cannot be planned for workers ({first_line(error)})"
+        planned = state.rule.distribute(plan, planner, urls)
+        return planned.reason if isinstance(planned, SingleNodePlan) else planned
+
+
+def _stay_distributed() -> None:
+    """Wrap every method that gives a DataFrame or another handle on the session."""
+    for name, function in vars(datafusion.SessionContext).items():
+        if name in vars(SessionContext):
+            continue
+        if returns_frame(function):
+            setattr(SessionContext, name, _giving_frames(function))
+        elif getattr(function, "__annotations__", {}).get("return") == "SessionContext":
+            setattr(SessionContext, name, _giving_handles(function))
+
+
+def _giving_frames(function: Any) -> Any:
+    @functools.wraps(function)
+    def method(self: SessionContext, *args: Any, **kwargs: Any) -> DataFrame:
+        return DataFrame(function(self, *args, **kwargs), self)
+
+    return method
+
+
+def _giving_handles(function: Any) -> Any:
+    @functools.wraps(function)
+    def method(self: SessionContext, *args: Any, **kwargs: Any) -> SessionContext:
+        return self._adopted(function(self, *args, **kwargs))
+
+    return method
+
+
+_stay_distributed()

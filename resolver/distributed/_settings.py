@@ -1,0 +1,80 @@
+"""DataFusion options: which the engine insists on, and how they travel.
+
+A plan means the same in two processes only if both run it under the same options, and
+some of DataFusion's defaults assume that one process runs the whole plan. Only options
+are handled here; nothing is planned or run.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Final
+
+import datafusion
+
+__all__ = ["EXECUTION", "PLANNING", "derive_context", "non_default_settings"]
+
+_INFORMATION_SCHEMA: Final = "datafusion.catalog.information_schema"
+_TRAVELS: Final = "datafusion.execution."
+
+EXECUTION: Final[Mapping[str, str]] = {
+    # Since DataFusion 54 the partitions of a scan share one queue of files: polling one
+    # partition reads them all, and every other partition, or task, gets nothing.
+    "datafusion.execution.enable_file_stream_work_stealing": "false",
+}
+"""For every session that decodes a plan."""
+
+PLANNING: Final[Mapping[str, str]] = {
+    **EXECUTION,
+    # Such a filter is filled in by another part of the plan while it runs. Cut apart,
+    # the part that waits for it is in another process.
+    "datafusion.optimizer.enable_dynamic_filter_pushdown": "false",
+    # What this tells a scan about the order to read in has no encoding.
+    "datafusion.optimizer.enable_sort_pushdown": "false",
+}
+"""For the session that plans what is to be cut."""
+
+
+def derive_context(
+    context: datafusion.SessionContext,
+    settings: Mapping[str, str],
+    runtime: datafusion.RuntimeEnvBuilder | None = None,
+) -> datafusion.SessionContext:
+    """A session of its own with the options of ``context`` and, over them, ``settings``.
+
+    It shares no tables and functions with ``context``. Raises ``ValueError`` for an
+    option that DataFusion does not know or a value it refuses.
+    """
+    config = context.copied_config()
+    for name, value in settings.items():
+        config = config.set(name, value)
+    return datafusion.SessionContext(config, runtime)
+
+
+def non_default_settings(context: datafusion.SessionContext) -> dict[str, str]:
+    """The execution options in which ``context`` differs from a fresh session.
+
+    These travel with a task: time zone, batch size, reader options and the like.
+    """
+    defaults = _defaults()
+    return {
+        name: value
+        for name, value in _read(context).items()
+        if name.startswith(_TRAVELS) and name not in EXECUTION and defaults.get(name) != value
+    }
+
+
+@functools.cache
+def _defaults() -> Mapping[str, str]:
+    return _read(datafusion.SessionContext())
+
+
+def _read(context: datafusion.SessionContext) -> dict[str, str]:
+    reader = derive_context(context, {_INFORMATION_SCHEMA: "true"})
+    rows = reader.sql("SELECT name, value FROM information_schema.df_settings").to_pydict()
+    return {
+        name: value
+        for name, value in zip(rows["name"], rows["value"], strict=True)
+        if value is not None
+    }

@@ -1,0 +1,49 @@
+"""Which workers there are: the protocol a session asks before every query.
+
+Only names are handled here. Whether a worker answers is found out when it is called,
+and how it is reached is the ChannelResolver's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
+
+from resolver._urls import parse_worker_url
+
+__all__ = ["StaticWorkerResolver", "WorkerResolver"]
+
+
+@runtime_checkable
+class WorkerResolver(Protocol):
+    """Anything that can name the workers of the moment.
+
+    Asked once per query, possibly from several threads at once, so workers may come and
+    go between queries.
+    """
+
+    def get_urls(self) -> Sequence[str]:
+        """The URLs of all workers, in an order of the resolver's choice."""
+        ...
+
+
+class StaticWorkerResolver:
+    """A fixed list of worker URLs.
+
+    URLs are checked here, so that a misspelt one fails where it was written and not in
+    the middle of a query (``InvalidWorkerUrlError``). Two spellings of one worker count
+    once. Immutable, therefore safe to share between threads.
+    """
+
+    __slots__ = ("_urls",)
+
+    def __init__(self, urls: Iterable[str]) -> None:
+        if isinstance(urls, str):
+            raise TypeError(f"expected a list of worker URLs, got the single string {urls!r}")
+        self._urls = tuple(dict.fromkeys(parse_worker_url(url).key for url in urls))
+
+    def get_urls(self) -> Sequence[str]:
+        return self._urls
+
+    def __repr__(self) -> str:
+        return f"StaticWorkerResolver({list(self._urls)!r})"
