@@ -1,0 +1,39 @@
+"""What every test shares: the heading, hypothesis profiles, a stack dump on a hang."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import platform
+import sys
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from resolver import _backend
+
+faulthandler.enable()
+
+settings.register_profile(
+    "ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("stress", parent=settings.get_profile("ci"), max_examples=2_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def gil_state() -> str:
+    enabled = getattr(sys, "_is_gil_enabled", lambda: True)()
+    return "with the GIL" if enabled else "free-threaded"
+
+
+def pytest_report_header() -> str:
+    return (
+        f"resolver: {_backend.IMPLEMENTATION} cache, "
+        f"{platform.python_implementation()} {platform.python_version()} {gil_state()}"
+    )
+
+
+@pytest.fixture
+def implementation() -> str:
+    """Which cache this run is about: "compiled" or "python"."""
+    return _backend.IMPLEMENTATION
