@@ -201,6 +201,7 @@ class ClientCache:
 
         False when it was invalidated or the cache closed meanwhile. May evict.
         """
+        key = _exact(key)
         gone: list[_Entry] = []
         stored = False
         now = self._now()
@@ -231,6 +232,7 @@ class ClientCache:
         self, key: str, lane: int, pending: object, ttl: float, counted: bool = True
     ) -> None:
         """Ends the connect `pending` without a client; remembered for `ttl` seconds."""
+        key = _exact(key)
         gone: list[_Entry] = []
         kept = False
         until = self._now() + ttl
@@ -255,7 +257,7 @@ class ClientCache:
 
     def _alias(self, spelling: str, key: str, lane: int, client: Any) -> None:
         """Lets `spelling` hit the entry of `key` directly, while that holds `client`."""
-        spelling = _exact(spelling)
+        spelling, key = _exact(spelling), _exact(key)
         table = self._tables[lane]
         with self._lock:
             entry = table.get(key)
@@ -278,6 +280,7 @@ class ClientCache:
 
         True when a client or a connect under way was removed.
         """
+        key = _exact(key)
         gone: list[_Entry] = []
         dropped = False
         with self._lock:
@@ -337,6 +340,7 @@ class ClientCache:
 
     def _holds(self, key: str) -> bool:
         """Whether `key` has a client that has not been idle too long, on any lane."""
+        key = _exact(key)
         now = self._now()
         with self._lock:
             entries = [table.get(key) for table in self._tables]
