@@ -1,0 +1,162 @@
+"""DataFusion's plan encoding: what is not known survives, what is edited is right."""
+
+from __future__ import annotations
+
+import duckdb
+import duckdb_extension_tpch
+import pyarrow as pa
+import pytest
+from datafusion import ExecutionPlan, SessionContext
+from pathlib import Path
+
+from resolver.distributed._plan_proto import FileEntry, PlanDecodeError, PlanNode
+from resolver.distributed._settings import EXECUTION
+from tests.support.distributed import configured, rows
+
+
+def tpch_queries() -> list[tuple[int, str]]:
+    extension = next(Path(duckdb_extension_tpch.__file__).parent.rglob("*.duckdb_extension"))
+    with duckdb.connect(config={"allow_unsigned_extensions": "true"}) as connection:
+        connection.execute(f"LOAD '{extension}'")
+        return connection.execute("SELECT query_nr, query FROM tpch_queries()").fetchall()
+
+
+def encoded(session: SessionContext, query: str) -> tuple[ExecutionPlan, PlanNode]:
+    plan = session.sql(query).execution_plan()
+    return plan, PlanNode.parse(plan.to_bytes(session))
+
+
+def decoded(session: SessionContext, node: PlanNode) -> ExecutionPlan:
+    return ExecutionPlan.from_bytes(session, node.to_bytes())
+
+
+@pytest.mark.parametrize(("number", "query"), tpch_queries())
+def test_every_byte_that_is_not_known_survives(planning, number, query):
+    plan, node = encoded(planning, query)
+    assert decoded(planning, node).display_indent() == plan.display_indent()
+
+
+@pytest.mark.parametrize(("number", "query"), tpch_queries())
+def test_the_shape_is_the_one_datafusion_shows(planning, number, query):
+    def shape(plan):
+        return [shape(child) for child in plan.children()]
+
+    def node_shape(node):
+        return [node_shape(child) for child in node.children]
+
+    plan, node = encoded(planning, query)
+    assert node_shape(node) == shape(plan)
+    assert "unknown" not in {below.kind for below in node.walk()}
+
+
+@pytest.mark.parametrize("data", [b"\xff" * 50, b"\x22\x7fgarbage", b"\x0a\x05\x0a"])
+def test_what_is_no_plan_is_refused(data):
+    with pytest.raises(PlanDecodeError, match="physical plan"):
+        PlanNode.parse(data)
+
+
+def test_a_node_of_no_known_kind_is_unknown_and_kept():
+    future_node = b"\xa2\x06\x02\x08\x01"  # field 100, a message of one integer
+    node = PlanNode.parse(future_node)
+    assert (node.kind, node.children) == ("unknown", ())
+    assert node.to_bytes() == future_node
+
+
+def test_a_zero_that_was_written_is_written_back(planning):
+    _, node = encoded(planning, "SELECT l_shipmode, count(*) FROM lineitem GROUP BY 1 LIMIT 0")
+    assert PlanNode.parse(node.to_bytes()).to_bytes() == node.to_bytes()
+
+
+def test_a_scan_can_be_cut_down_to_some_of_its_groups(planning):
+    plan, scan = encoded(planning, "SELECT l_orderkey FROM lineitem")
+    assert scan.is_scan
+    assert scan.file_groups == 3
+
+    def keys(node):
+        part = decoded(planning, node)
+        return [
+            batch.to_pyarrow().column(0).to_pylist()
+            for index in range(part.partition_count)
+            for batch in planning.execute(part, index)
+        ]
+
+    whole = sorted(key for batch in keys(scan) for key in batch)
+    parts = [
+        key for group in range(3) for batch in keys(scan.with_file_groups([group])) for key in batch
+    ]
+    assert sorted(parts) == whole
+    assert scan.file_groups == 3, "an edit changed the original"
+
+
+def test_a_plan_without_rows_keeps_schema_and_partitions(planning):
+    plan, node = encoded(planning, "SELECT l_shipmode, sum(l_tax) FROM lineitem GROUP BY 1")
+    empty = decoded(planning, node.without_rows())
+    assert empty.partition_count == plan.partition_count
+    assert [list(planning.execute(empty, k)) for k in range(empty.partition_count)] == [[], [], []]
+    assert "lineitem.1.parquet" not in empty.display_indent()
+    assert "lineitem.1.parquet" in decoded(planning, node).display_indent()
+
+
+def test_an_input_can_be_replaced(planning):
+    _, node = encoded(planning, "SELECT l_orderkey + 1 FROM lineitem WHERE l_tax > 0.01")
+    scan = node.children[0].children[0]
+    assert scan.is_scan
+    replaced = node.with_input(node.children[0].with_input(scan.with_file_groups([1])))
+    assert decoded(planning, replaced).partition_count == 1
+    assert decoded(planning, node).partition_count == 3
+
+
+def test_a_coalesced_plan_has_one_partition(planning):
+    plan, node = encoded(planning, "SELECT l_orderkey FROM lineitem")
+    assert decoded(planning, node.coalesced()).partition_count == 1
+
+
+def test_files_are_spliced_without_a_byte_range(tmp_path):
+    """With a range, DataFusion reads an Arrow file whole instead of batch by batch."""
+    session = configured(dict(EXECUTION))
+    batch = pa.record_batch({"a": [1, 2, 3]})
+    entries = []
+    for name in ("one.arrow", "two 100% ü#?.arrow"):
+        path = tmp_path / name
+        with pa.ipc.new_file(str(path), batch.schema) as writer:
+            writer.write_batch(batch)
+        entries.append(FileEntry(str(path), path.stat().st_size, path.stat().st_mtime_ns))
+    template = PlanNode.parse(
+        session.read_arrow(str(tmp_path / "one.arrow")).execution_plan().to_bytes(session)
+    )
+    plan = decoded(session, template.with_files([[entries[0]], [], entries]))
+    assert plan.partition_count == 3
+    assert ".arrow:" not in plan.display_indent(), "a file carries a byte range"
+    read = [
+        sum(item.to_pyarrow().num_rows for item in session.execute(plan, index))
+        for index in range(3)
+    ]
+    assert read == [3, 0, 6]
+
+
+def test_modes_are_read(planning):
+    _, node = encoded(
+        planning, "SELECT l_shipmode, count(*) FROM lineitem GROUP BY 1 ORDER BY 1 LIMIT 3"
+    )
+    nodes = list(node.walk())
+    kinds = [below.kind for below in nodes]
+    assert kinds.count("aggregate") == 2
+    assert [n.is_partial_aggregate for n in nodes if n.kind == "aggregate"] == [False, True]
+    repartition = next(n for n in nodes if n.kind == "repartition")
+    assert repartition.is_hash_repartition
+    assert not repartition.is_round_robin
+    assert not repartition.preserves_order
+    assert repartition.hash_partitions == 3
+    sort = next(n for n in nodes if n.kind == "sort")
+    assert sort.is_partition_wise_sort
+    assert nodes[-1].object_store_url == "file:///"
+    assert not nodes[-1].declares_partitioning
+
+
+def test_a_rewritten_plan_gives_the_same_rows(planning, single):
+    query = "SELECT l_shipmode, count(*) AS n, min(l_comment) FROM lineitem GROUP BY 1 ORDER BY 1"
+    _, node = encoded(planning, query)
+    worker = configured({"datafusion.execution.enable_file_stream_work_stealing": "false"})
+    plan = ExecutionPlan.from_bytes(worker, node.to_bytes())
+    got = pa.Table.from_batches([b.to_pyarrow() for b in worker.execute(plan, 0)])
+    assert rows(got) == rows(single.sql(query).to_arrow_table())
