@@ -150,7 +150,7 @@ cdef bint insert_locked(Stripe *stripe, PyObject *key, Py_hash_t hash, Entry *en
     cdef size_t capacity = stripe.mask + 1, larger, at
     cdef Slot *slots
     cdef Slot what
-    if (stripe.used + 1) * 3 > capacity * 2:
+    if (stripe.used + 1) * 2 > capacity:
         larger = FIRST_CAPACITY if stripe.slots == &NO_SLOTS else capacity * 2
         slots = <Slot *>PyMem_RawCalloc(larger, sizeof(Slot))
         if slots == NULL:
@@ -253,6 +253,9 @@ cdef class ClientCache:
             return
         self._unlink_all(<list>None)
         self._free_tables()
+
+    def __reduce__(self):
+        raise TypeError(f"a {type(self).__name__} holds live connections and cannot be pickled")
 
     @cython.binding(False)
     @cython.always_allow_keywords(False)     # METH_O: no argument parsing
@@ -656,7 +659,7 @@ cdef class ClientCache:
                     assert entry.state == LIVE, "another spelling of something not live"
                     assert any([entry.aliases[alias] == slot.key for alias in range(entry.alias_count)])
             assert slots == stripe.used
-            assert slots == 0 or slots * 3 <= (stripe.mask + 1) * 2, "a table too full"
+            assert slots == 0 or slots * 2 <= stripe.mask + 1, "a table too full"
         assert all(seen == counted for seen, counted in references.values()), "a leaked reference"
         assert live == self.counters.clients and retained == self.counters.retained
         assert retained <= self.max_clients, "more entries than max_clients"
@@ -852,7 +855,9 @@ cdef class ClientCache:
         stripe = self._stripe(hash, oldest.lane)
         self._lock(stripe)
         slot = find(stripe, oldest.key, hash)
-        if slot != NULL and slot.entry == oldest:
+        # Another thread may have made the room meanwhile.
+        if (slot != NULL and slot.entry == oldest
+                and get_relaxed(&self.counters.retained) > self.max_clients):
             if oldest.state == LIVE:
                 add_and_get(&self.counters.evicted_capacity, 1)
             self._unlink_locked(stripe, slot, &gone)
@@ -876,6 +881,8 @@ cdef int traverse(PyObject *self, visitproc visit, void *arg) noexcept:
     cdef Stripe *stripes = (<ClientCache>self).stripes
     cdef int count = (<ClientCache>self).lanes * STRIPES if stripes != NULL else 0
     cdef int index, stop
+    if (<ClientCache>self).generation != fork_generation:
+        count = 0   # what was inherited through a fork must look reachable for ever
     cdef Entry *entry
     cdef size_t at
     for index in range(count):
