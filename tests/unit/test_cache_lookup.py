@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
 from tests.support.implementations import Client
@@ -283,14 +281,3 @@ def test_looking_does_not_keep_a_client_from_idling_out(new_cache):
     assert cache._keys() == [URL]
     cache._advance_clock(6)
     assert cache.get(URL) is None
-
-
-@pytest.mark.skipif(not hasattr(sys, "gettotalrefcount"), reason="needs a debug interpreter")
-def test_total_reference_count_is_flat(new_cache):
-    cache = new_cache()
-    cache.store(URL)
-    cache.get(URL)
-    before = sys.gettotalrefcount()
-    for _ in range(1000):
-        cache.get_flight_client_for_url(URL)
-    assert abs(sys.gettotalrefcount() - before) < 50
