@@ -131,7 +131,7 @@ class Exchange:
                 key.query, _Query(directory, {}, running=0, touched=time.monotonic())
             )
             if key in query.outputs:
-                raise ValueError(f"{key} has been written already")
+                raise FileExistsError(f"{key} has been written already")
             output = directory / f"{key.stage}-{key.task}-{key.attempt}"
             output.mkdir(parents=True)  # fails for a replayed request that is still running
             query.running += 1

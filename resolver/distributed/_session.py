@@ -8,6 +8,7 @@ its staged plan, and from that to rows; the cutting is ``_planner``'s, the runni
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from typing import Any
 
@@ -36,7 +37,8 @@ class _Shared:
     def exchange(self) -> Exchange:
         with self._lock:
             if self._exchange is None:
-                self._exchange = Exchange(self.state.exchange_dir)
+                # A slow reader of a result is no reason to take it away.
+                self._exchange = Exchange(self.state.exchange_dir, abandoned_after=math.inf)
             return self._exchange
 
 

@@ -1,0 +1,218 @@
+"""Stage output on disk: written, found again, released, and never left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import pyarrow as pa
+import pytest
+
+from resolver.distributed._directory import LockedDirectory
+from resolver.distributed._exchange import Exchange, PartitionWriter, QueryReleasedError, read
+from resolver.distributed._wire import OutputKey, PartitionTicket
+from tests.support.distributed import eventually
+
+QUERY = "0" * 32
+KEY = OutputKey(QUERY, 1, 0, 0)
+
+
+@pytest.fixture
+def exchange(tmp_path):
+    exchange = Exchange(tmp_path)
+    yield exchange
+    exchange.close()
+
+
+def store(exchange, key, batch):
+    with exchange.task(key) as directory:
+        writer = PartitionWriter(directory, 0, batch.schema)
+        writer.write(batch)
+        exchange.publish(key, [writer.finish()])
+
+
+def test_output_is_found_by_its_key(exchange):
+    batch = pa.record_batch({"a": [1, 2, 3]})
+    store(exchange, KEY, batch)
+    stored = exchange.partition(PartitionTicket(KEY, 0))
+    assert list(read(stored)) == [batch]
+    assert (stored.report.rows, stored.report.batches) == (3, 1)
+    assert stored.report.bytes == stored.files[0].stat().st_size
+    assert exchange.queries() == 1
+
+
+@pytest.mark.parametrize(
+    "ticket",
+    [
+        PartitionTicket(KEY, 1),
+        PartitionTicket(OutputKey(QUERY, 1, 0, 1), 0),
+        PartitionTicket(OutputKey("1" * 32, 1, 0, 0), 0),
+    ],
+)
+def test_what_is_not_held_is_not_found(exchange, ticket):
+    store(exchange, KEY, pa.record_batch({"a": [1]}))
+    with pytest.raises(KeyError):
+        exchange.partition(ticket)
+
+
+def test_differing_dictionaries_survive(exchange):
+    """An IPC file holds one dictionary per column; a partition may have many."""
+    type_ = pa.dictionary(pa.int32(), pa.string())
+    batches = [
+        pa.record_batch({"d": pa.array(values).dictionary_encode().cast(type_)})
+        for values in (["a", "b"], ["c"], ["b", "d"])
+    ]
+    with exchange.task(KEY) as directory:
+        writer = PartitionWriter(directory, 0, batches[0].schema)
+        for batch in batches:
+            writer.write(batch)
+        exchange.publish(KEY, [writer.finish()])
+    stored = exchange.partition(PartitionTicket(KEY, 0))
+    assert [batch.to_pylist() for batch in read(stored)] == [batch.to_pylist() for batch in batches]
+
+
+def test_row_counts_without_columns_survive(exchange):
+    store(exchange, KEY, pa.RecordBatch.from_struct_array(pa.array([{}] * 7, pa.struct([]))))
+    (batch,) = read(exchange.partition(PartitionTicket(KEY, 0)))
+    assert batch.num_rows == 7
+
+
+def test_release_removes_output_and_refuses_late_tasks(exchange):
+    store(exchange, KEY, pa.record_batch({"a": [1]}))
+    exchange.release(QUERY)
+    exchange.release(QUERY)
+    assert os.listdir(exchange.path) == [".lock"]
+    with pytest.raises(QueryReleasedError), exchange.task(KEY):
+        pass
+    with pytest.raises(QueryReleasedError):
+        exchange.check_running(QUERY)
+    with pytest.raises(KeyError):
+        exchange.partition(PartitionTicket(KEY, 0))
+
+
+def test_a_release_during_a_task_leaves_nothing(exchange):
+    with pytest.raises(QueryReleasedError), exchange.task(KEY) as directory:
+        exchange.release(QUERY)
+        directory.mkdir(parents=True)
+        (directory / "late.arrow").write_bytes(b"written by a task that had not noticed yet")
+        exchange.publish(KEY, [])
+    assert os.listdir(exchange.path) == [".lock"]
+
+
+def test_a_release_at_the_very_end_of_a_task_leaves_nothing(exchange):
+    with exchange.task(KEY) as directory:
+        exchange.publish(KEY, [])
+        exchange.release(QUERY)
+        directory.mkdir(parents=True)
+    assert os.listdir(exchange.path) == [".lock"]
+
+
+def test_a_failed_task_leaves_nothing_and_may_run_again(exchange):
+    with pytest.raises(ZeroDivisionError), exchange.task(KEY) as directory:
+        (directory / "0.arrow").write_bytes(b"half")
+        raise ZeroDivisionError
+    assert not directory.exists()
+    store(exchange, KEY, pa.record_batch({"a": [1]}))
+
+
+def test_a_replayed_task_is_refused(exchange):
+    with exchange.task(KEY), pytest.raises(FileExistsError), exchange.task(KEY):
+        pass
+    store(exchange, OutputKey(QUERY, 1, 1, 0), pa.record_batch({"a": [1]}))
+    with pytest.raises(FileExistsError, match="already"), exchange.task(OutputKey(QUERY, 1, 1, 0)):
+        pass
+
+
+def test_the_memory_of_released_queries_is_bounded(exchange, monkeypatch):
+    monkeypatch.setattr("resolver.distributed._exchange._REMEMBERED_RELEASES", 2)
+    names = [f"{n:032x}" for n in range(3)]
+    for name in names:
+        exchange.release(name)
+    exchange.check_running(names[0])
+    with pytest.raises(QueryReleasedError):
+        exchange.check_running(names[2])
+
+
+def test_abandoned_output_is_swept_and_used_output_is_not(tmp_path):
+    exchange = Exchange(tmp_path, abandoned_after=0.0)
+    store(exchange, KEY, pa.record_batch({"a": [1]}))
+    with exchange.task(OutputKey("1" * 32, 1, 0, 0)):
+        assert exchange.queries() == 1, "the abandoned query is still there, or the running is not"
+        exchange.sweep()
+        assert exchange.queries() == 1
+    exchange.close()
+
+
+def test_closing_waits_for_running_tasks_and_removes_everything(tmp_path):
+    exchange = Exchange(tmp_path)
+    running = threading.Event()
+
+    def task():
+        with pytest.raises(QueryReleasedError), exchange.task(KEY):
+            running.set()
+            while True:
+                exchange.check_running(QUERY)
+
+    thread = threading.Thread(target=task)
+    thread.start()
+    assert running.wait(10)
+    exchange.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(QueryReleasedError), exchange.task(OutputKey("1" * 32, 1, 0, 0)):
+        pass
+
+
+def test_a_directory_goes_with_its_object(tmp_path):
+    directory = LockedDirectory("test", tmp_path)
+    assert directory.path.name.startswith("resolver-test-")
+    assert str(directory.path) in repr(directory)
+    del directory
+    eventually(lambda: os.listdir(tmp_path) == [])
+
+
+def test_a_directory_of_a_killed_process_is_removed_by_the_next(tmp_path):
+    script = (
+        "import sys, os\n"
+        "from resolver.distributed._directory import LockedDirectory\n"
+        f"d = LockedDirectory('test', {str(tmp_path)!r})\n"
+        "(d.path / 'output.arrow').write_bytes(b'x')\n"
+        "print(d.path, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    left = process.stdout.readline().strip()
+    mine = LockedDirectory("test", tmp_path)
+    assert os.path.exists(left), "a living process lost its directory"
+    process.kill()
+    process.communicate()
+    assert os.path.exists(left)
+    other = LockedDirectory("test", tmp_path)
+    assert not os.path.exists(left)
+    assert mine.path.exists()
+    assert other.path.exists()
+    mine.close()
+    other.close()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_forked_child_does_not_remove_what_its_parent_owns(tmp_path):
+    script = (
+        "import os\n"
+        "from resolver.distributed._directory import LockedDirectory\n"
+        f"d = LockedDirectory('test', {str(tmp_path)!r})\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    d.close()\n"
+        "    os._exit(0)\n"
+        "os.waitpid(pid, 0)\n"
+        "assert d.path.exists(), 'the child removed it'\n"
+        "d.close()\n"
+        "assert not d.path.exists()\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)

@@ -1,0 +1,226 @@
+"""One task: plan bytes in, files out, and nothing a plan does gets past the edge."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import cloudpickle
+import datafusion
+import pyarrow as pa
+import pytest
+from datafusion import ExecutionPlan, col, udf
+
+from resolver.distributed import _task
+from resolver.distributed._exchange import Exchange, QueryReleasedError, read
+from resolver.distributed._plan_proto import PlanNode
+from resolver.distributed._settings import EXECUTION
+from resolver.distributed._task import InvalidPlanError, decode_plan, run_task
+from resolver.distributed._wire import OutputKey, PartitionTicket, TaskRequest
+from tests.support.distributed import configured, rows
+
+KEY = OutputKey("0" * 32, 1, 0, 0)
+
+
+@pytest.fixture
+def exchange(tmp_path):
+    exchange = Exchange(tmp_path / "exchange")
+    yield exchange
+    exchange.close()
+
+
+def request(planning, query):
+    plan = query if isinstance(query, ExecutionPlan) else planning.sql(query).execution_plan()
+    return TaskRequest(KEY, plan.to_bytes(planning), {})
+
+
+def run(planning, executing, exchange, query, is_cancelled=lambda: False):
+    report = run_task(request(planning, query), executing, exchange, is_cancelled)
+    stored = [exchange.partition(PartitionTicket(KEY, k)) for k in range(len(report.partitions))]
+    return report, [list(read(partition)) for partition in stored]
+
+
+def test_every_partition_is_stored_and_reported(planning, executing, exchange, single):
+    query = "SELECT l_orderkey, l_comment FROM lineitem WHERE l_quantity < 3"
+    report, partitions = run(planning, executing, exchange, query)
+    assert len(partitions) == 3
+    assert [p.rows for p in report.partitions] == [
+        sum(batch.num_rows for batch in batches) for batches in partitions
+    ]
+    table = pa.Table.from_batches([batch for batches in partitions for batch in batches])
+    assert table.schema.field("l_comment").type == pa.string(), "views went to disk"
+    assert rows(table) == rows(single.sql(query).to_arrow_table())
+    declared = pa.ipc.read_schema(pa.py_buffer(report.schema))
+    assert declared.field("l_comment").type == pa.string_view()
+
+
+def test_work_stealing_is_off(planning, exchange, single):
+    """With it, one partition reads the files of all, here and in every other task."""
+    scan = PlanNode.parse(request(planning, "SELECT l_orderkey FROM lineitem").plan)
+    plan = ExecutionPlan.from_bytes(planning, scan.to_bytes())
+    counts = {}
+    for name, context in (
+        ("on", configured({"datafusion.execution.enable_file_stream_work_stealing": "true"})),
+        ("off", configured(dict(EXECUTION))),
+    ):
+        decoded = ExecutionPlan.from_bytes(context, scan.to_bytes())
+        counts[name] = sum(b.to_pyarrow().num_rows for b in context.execute(decoded, 0))
+    whole = single.table("lineitem").count()
+    assert counts["on"] == whole, "DataFusion no longer steals work: the guard can go"
+    assert 0 < counts["off"] < whole
+    assert plan.partition_count == 3
+
+
+def test_batches_without_columns_keep_their_count(planning, executing, exchange, single):
+    query = "SELECT count(*) FROM (SELECT 1 FROM lineitem WHERE l_quantity < 3 LIMIT 100000)"
+    plan = planning.sql(query).execution_plan()
+    while plan.display().strip().partition(":")[0] != "FilterExec":
+        (plan,) = plan.children()
+    report, partitions = run(planning, executing, exchange, plan)
+    assert partitions[0][0].num_columns == 0
+    expected = single.sql("SELECT l_tax FROM lineitem WHERE l_quantity < 3").count()
+    assert sum(batch.num_rows for batches in partitions for batch in batches) == expected
+
+
+def test_a_task_without_a_batch_reports_no_schema(planning, executing, exchange):
+    report, partitions = run(
+        planning, executing, exchange, "SELECT l_tax FROM lineitem WHERE l_quantity < 0"
+    )
+    assert report.schema is None
+    assert partitions == [[], [], []]
+    assert [(p.rows, p.batches, p.bytes) for p in report.partitions] == [(0, 0, 0)] * 3
+
+
+def test_all_partitions_run_at_the_same_time(planning, executing, exchange, monkeypatch):
+    """One at a time, a repartition would have to buffer the rows of all the others."""
+    plan = planning.sql("SELECT l_shipmode, count(*) FROM lineitem GROUP BY 1").execution_plan()
+    barrier = threading.Barrier(plan.partition_count, timeout=20)
+    run_partition = _task._run_partition
+
+    def meet(*arguments):
+        barrier.wait()
+        return run_partition(*arguments)
+
+    monkeypatch.setattr(_task, "_run_partition", meet)
+    report, _ = run(planning, executing, exchange, plan)
+    assert sum(p.rows for p in report.partitions) == 7
+
+
+def test_a_failing_partition_ends_the_task_with_datafusions_words(planning, executing, exchange):
+    query = "SELECT CAST(l_comment AS INT) FROM lineitem"
+    with pytest.raises(Exception, match="Cannot cast string"):
+        run(planning, executing, exchange, query)
+    assert os.listdir(exchange.path / KEY.query) == []
+
+
+def test_a_panic_is_an_error_of_the_task(planning, executing, exchange, monkeypatch):
+    plan = planning.sql("SELECT l_shipmode, count(*) FROM lineitem GROUP BY 1").execution_plan()
+    run_partition = _task._run_partition
+
+    def again(plan, index, *rest):
+        list(rest[0].execute(plan, 0))
+        return run_partition(plan, 0, *rest)  # the same partition twice: DataFusion panics
+
+    monkeypatch.setattr(_task, "_run_partition", again)
+    with pytest.raises(BaseException, match="partition not used yet") as raised:  # noqa: PT011
+        run(planning, executing, exchange, plan)
+    assert not isinstance(raised.value, Exception), "a panic is an Exception now: simplify the edge"
+    assert os.listdir(exchange.path / KEY.query) == []
+
+
+def test_a_release_ends_a_running_task(planning, executing, exchange):
+    def release():
+        exchange.release(KEY.query)
+        return False
+
+    with pytest.raises(QueryReleasedError):
+        run(planning, executing, exchange, "SELECT * FROM lineitem, nation", release)
+    assert os.listdir(exchange.path) == [".lock"]
+
+
+def test_a_caller_that_has_gone_ends_a_running_task(planning, executing, exchange):
+    with pytest.raises(QueryReleasedError, match="gone away"):
+        run(planning, executing, exchange, "SELECT * FROM lineitem, nation, region", lambda: True)
+    assert os.listdir(exchange.path / KEY.query) == []
+
+
+def test_partitions_that_disagree_about_the_schema_are_an_error(
+    planning, executing, exchange, monkeypatch
+):
+    run_partition = _task._run_partition
+
+    def odd(plan, index, *rest):
+        partition, schema = run_partition(plan, index, *rest)
+        return partition, schema if index else schema.remove(0)
+
+    monkeypatch.setattr(_task, "_run_partition", odd)
+    with pytest.raises(RuntimeError, match="disagree"):
+        run(planning, executing, exchange, "SELECT l_tax FROM lineitem")
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage", b"\x0a\x00", b"\x22\x00", b"\xff" * 99])
+def test_garbage_is_no_plan(executing, data):
+    with pytest.raises(InvalidPlanError, match="refused"):
+        decode_plan(data, executing)
+
+
+def test_a_panic_while_decoding_is_a_refusal(executing, monkeypatch):
+    class Panic(BaseException):
+        pass
+
+    def panic(*_):
+        raise Panic("rust says no")
+
+    monkeypatch.setattr(datafusion.ExecutionPlan, "from_bytes", panic)
+    with pytest.raises(InvalidPlanError, match="rust says no"):
+        decode_plan(b"", executing)
+
+
+def test_an_interrupt_while_decoding_is_passed_on(executing, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(datafusion.ExecutionPlan, "from_bytes", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        decode_plan(b"", executing)
+
+
+def test_too_many_partitions_are_refused(executing, planning, monkeypatch):
+    monkeypatch.setattr(_task, "MAX_PARTITIONS", 2)
+    with pytest.raises(InvalidPlanError, match="3 partitions"):
+        decode_plan(request(planning, "SELECT l_tax FROM lineitem").plan, executing)
+
+
+class Bomb:
+    """A callable that leaves a mark when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return _explode, (self.mark,)
+
+    def __call__(self, values):
+        return values
+
+
+def _explode(mark):
+    with open(mark, "w") as file:
+        file.write("code of the plan's sender ran")
+    return abs
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_pickled_python_functions_run_only_where_allowed(planning, executing, tmp_path, allowed):
+    mark = tmp_path / "mark"
+    cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["x"]))
+    bomb = udf(Bomb(str(mark)), [pa.int64()], pa.int64(), "volatile", name="bomb")
+    frame = planning.table("lineitem").select(bomb(col("l_orderkey")))
+    data = frame.execution_plan().to_bytes(planning.with_python_udf_inlining(enabled=True))
+    mark.unlink(missing_ok=True)
+    if allowed:
+        decode_plan(data, executing, allow_python_udfs=True)
+    else:
+        with pytest.raises(InvalidPlanError, match="Python"):
+            decode_plan(data, executing)
+    assert mark.exists() == allowed

@@ -1,0 +1,266 @@
+"""A worker's Flight server: whatever it is sent, it answers and stays up."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+
+import pyarrow as pa
+import pyarrow.flight as flight
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from resolver import DefaultChannelResolver, default_channel_resolver
+from resolver.distributed import SessionState, Worker, WorkerQueryContext
+from resolver.distributed._executor import _act, worker_info
+from resolver.distributed._wire import (
+    EXECUTE_TASK,
+    RELEASE_QUERY,
+    WORKER_INFO,
+    OutputKey,
+    PartitionTicket,
+    TaskReport,
+    TaskRequest,
+)
+from tests.support.distributed import DirectResolver, rows
+
+QUERY = "0123456789abcdef" * 2
+KEY = OutputKey(QUERY, 1, 0, 0)
+
+
+def request(planning, query, key=KEY, settings=None):
+    plan = planning.sql(query).execution_plan().to_bytes(planning)
+    return TaskRequest(key, plan, settings or {}).to_bytes()
+
+
+def execute(client, body):
+    return TaskReport.parse(_act(client, EXECUTE_TASK, body))
+
+
+def test_a_task_runs_and_its_output_is_served_and_released(client, server, planning, single):
+    query = "SELECT l_orderkey, l_shipmode FROM lineitem WHERE l_quantity < 3"
+    report = execute(client, request(planning, query))
+    tables = [
+        client.do_get(flight.Ticket(PartitionTicket(KEY, k).to_bytes())).read_all()
+        for k in range(len(report.partitions))
+    ]
+    assert [table.num_rows for table in tables] == [p.rows for p in report.partitions]
+    assert rows(pa.concat_tables(tables)) == rows(single.sql(query).to_arrow_table())
+    assert _act(client, RELEASE_QUERY, QUERY.encode()) == b""
+    with pytest.raises(pa.ArrowKeyError, match="does not hold"):
+        client.do_get(flight.Ticket(PartitionTicket(KEY, 0).to_bytes())).read_all()
+
+
+def test_an_empty_partition_is_served_empty(client, planning):
+    execute(client, request(planning, "SELECT l_tax FROM lineitem WHERE l_quantity < 0"))
+    table = client.do_get(flight.Ticket(PartitionTicket(KEY, 0).to_bytes())).read_all()
+    assert table.num_rows == 0
+
+
+def test_settings_of_the_query_reach_the_plan(client, planning):
+    query = "SELECT l_orderkey FROM lineitem"
+    execute(client, request(planning, query, settings={"datafusion.execution.batch_size": "100"}))
+    reader = client.do_get(flight.Ticket(PartitionTicket(KEY, 0).to_bytes()))
+    assert max(chunk.data.num_rows for chunk in reader) <= 100
+
+
+@pytest.mark.parametrize(
+    ("action", "body"),
+    [
+        ("", b""),
+        ("resolver.no_such_action", b""),
+        (EXECUTE_TASK, b""),
+        (EXECUTE_TASK, b"\xff" * 100),
+        (EXECUTE_TASK, TaskRequest(KEY, b"garbage", {}).to_bytes()),
+        (EXECUTE_TASK, TaskRequest(KEY, b"", {}).to_bytes()),
+        (EXECUTE_TASK, TaskRequest(KEY, b"", {"datafusion.no": "1"}).to_bytes()),
+        (EXECUTE_TASK, TaskRequest(KEY, b"", {"datafusion.execution.batch_size": "x"}).to_bytes()),
+        (RELEASE_QUERY, b"../../etc"),
+        (RELEASE_QUERY, b"\xff"),
+    ],
+)
+def test_garbage_is_an_invalid_argument(client, action, body):
+    with pytest.raises(pa.ArrowInvalid):
+        list(client.do_action(flight.Action(action, body)))
+    assert len(client.list_actions()) == 3
+
+
+@pytest.mark.parametrize(
+    "ticket",
+    [
+        b"",
+        b"../../../../etc/passwd",
+        b"/etc/passwd",
+        json.dumps({"path": "/etc/passwd"}).encode(),
+        PartitionTicket(OutputKey("../" * 10 + "..", 1, 0, 0), 0).to_bytes(),
+        PartitionTicket(OutputKey(QUERY, 1, 0, 0), -1).to_bytes(),
+    ],
+)
+def test_a_garbage_ticket_is_an_invalid_argument(client, ticket):
+    with pytest.raises(pa.ArrowInvalid):
+        client.do_get(flight.Ticket(ticket)).read_all()
+    assert len(client.list_actions()) == 3
+
+
+@settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.binary(max_size=300), action=st.sampled_from([EXECUTE_TASK, RELEASE_QUERY]))
+def test_random_bytes_never_harm_a_worker(client, data, action):
+    with pytest.raises(pa.ArrowInvalid):
+        client.do_get(flight.Ticket(data)).read_all()
+    with pytest.raises(pa.ArrowInvalid):
+        list(client.do_action(flight.Action(action, data)))
+
+
+@settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(position=st.integers(0, 10_000), byte=st.integers(0, 255), cut=st.booleans())
+def test_damaged_plans_never_harm_a_worker(client, planning, position, byte, cut):
+    plan = bytearray(
+        planning.sql("SELECT l_shipmode, sum(l_tax) FROM lineitem WHERE l_tax < 0 GROUP BY 1")
+        .execution_plan()
+        .to_bytes(planning)
+    )
+    position %= len(plan)
+    plan[position] = byte
+    data = bytes(plan[:position] if cut else plan)
+    key = OutputKey(os.urandom(16).hex(), 1, 0, 0)
+    try:
+        execute(client, TaskRequest(key, data, {}).to_bytes())
+    except (pa.ArrowInvalid, flight.FlightServerError):
+        pass
+    finally:
+        _act(client, RELEASE_QUERY, key.query.encode())
+    assert len(client.list_actions()) == 3
+
+
+def test_a_replayed_request_is_an_invalid_argument(client, planning):
+    body = request(planning, "SELECT l_tax FROM lineitem WHERE l_quantity < 0")
+    execute(client, body)
+    with pytest.raises(pa.ArrowInvalid):
+        execute(client, body)
+
+
+def test_a_request_after_the_release_is_cancelled(client, planning):
+    _act(client, RELEASE_QUERY, QUERY.encode())
+    with pytest.raises(flight.FlightCancelledError):
+        execute(client, request(planning, "SELECT l_tax FROM lineitem"))
+
+
+def test_the_error_of_a_plan_is_told_in_datafusions_words(client, planning):
+    with pytest.raises(flight.FlightServerError, match="Cannot cast string"):
+        execute(client, request(planning, "SELECT CAST(l_comment AS INT) FROM lineitem"))
+
+
+def test_the_session_builder_is_called_with_builder_and_headers(tmp_path, planning):
+    calls: list[WorkerQueryContext] = []
+    mine = DirectResolver()
+
+    def build(query):
+        calls.append(query)
+        return query.builder.with_distributed_channel_resolver(mine).build()
+
+    worker = Worker.from_session_builder(build)
+    with worker.into_flight_server(exchange_dir=tmp_path) as server:
+        with flight.connect(server.location) as client:
+            options = flight.FlightCallOptions(headers=[(b"x-tenant", b"blue")])
+            body = request(planning, "SELECT l_tax FROM lineitem WHERE l_quantity < 0")
+            _act(client, EXECUTE_TASK, body, options)
+            info = json.loads(_act(client, WORKER_INFO, b""))
+    assert calls[0].headers["x-tenant"] == "blue"
+    assert worker.build_session({}).channel_resolver is mine
+    assert info["resolver"] == "DirectResolver"
+    assert info["resolver_stats"] == {}
+    assert info["queries"] == 1
+
+
+def test_the_session_builder_may_be_async(tmp_path, planning):
+    async def build(query):
+        return query.builder.build()
+
+    with Worker.from_session_builder(build).into_flight_server(exchange_dir=tmp_path) as server:
+        with flight.connect(server.location) as client:
+            body = request(planning, "SELECT l_tax FROM lineitem")
+            assert len(execute(client, body).partitions) == 3
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda query: query.builder, "SessionStateBuilder, not the SessionState"),
+        (lambda query: 1 // 0, "by zero"),
+    ],
+)
+def test_a_broken_session_builder_is_told_to_the_caller(tmp_path, planning, build, message):
+    with Worker.from_session_builder(build).into_flight_server(exchange_dir=tmp_path) as server:
+        with flight.connect(server.location) as client:
+            with pytest.raises(flight.FlightServerError, match=message):
+                execute(client, request(planning, "SELECT l_tax FROM lineitem"))
+
+
+def test_a_plain_worker_uses_the_default_resolver():
+    state = Worker().build_session({})
+    assert isinstance(state, SessionState)
+    assert state.channel_resolver is default_channel_resolver()
+
+
+def test_a_worker_tells_about_itself(server):
+    with DefaultChannelResolver() as resolver:
+        info = worker_info(resolver, server.url)
+    assert info["pid"] == os.getpid()
+    assert info["uptime"] >= 0
+    assert info["resolver"] == "DefaultChannelResolver"
+    assert "hits" in info["resolver_stats"]
+
+
+def test_a_taken_port_is_refused(server, tmp_path):
+    with pytest.raises(OSError, match="cannot listen"):
+        Worker().into_flight_server(server.location, exchange_dir=tmp_path / "other")
+    assert os.listdir(tmp_path / "other") == []
+
+
+def test_a_server_knows_its_address(server):
+    assert server.url == f"http://127.0.0.1:{server.port}"
+    assert server.location == f"grpc+tcp://127.0.0.1:{server.port}"
+    assert server.url in repr(server)
+
+
+def test_a_server_on_ipv6_and_on_a_unix_socket(tmp_path):
+    for location in ("grpc://[::1]:0", f"grpc+unix://{tmp_path}/w"):
+        with Worker().into_flight_server(location, exchange_dir=tmp_path) as server:
+            with flight.connect(server.location) as client:
+                assert len(client.list_actions()) == 3
+
+
+def test_shutdown_ends_serve_and_running_tasks_and_leaves_nothing(tmp_path, planning):
+    server = Worker().into_flight_server(exchange_dir=tmp_path)
+    serving = threading.Thread(target=server.serve)
+    serving.start()
+    outcome: list[BaseException] = []
+
+    def long_task():
+        with flight.connect(server.location) as client:
+            try:
+                execute(client, request(planning, "SELECT * FROM lineitem, orders"))
+            except Exception as error:
+                outcome.append(error)
+
+    task = threading.Thread(target=long_task)
+    task.start()
+    while not list(tmp_path.glob(f"*/{QUERY}/*/*.arrow")):
+        assert task.is_alive()
+    server.shutdown()
+    server.shutdown()
+    for thread in (serving, task):
+        thread.join(20)
+        assert not thread.is_alive()
+    assert isinstance(outcome[0], flight.FlightError)
+    assert os.listdir(tmp_path) == []
