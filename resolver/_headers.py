@@ -21,7 +21,7 @@ StaticHeaders: TypeAlias = Mapping[str, HeaderValue] | Iterable[tuple[str, Heade
 Headers: TypeAlias = StaticHeaders | Callable[[], StaticHeaders]
 NormalHeaders: TypeAlias = tuple[tuple[str, HeaderValue], ...]
 
-_NAME = re.compile(r"[a-z0-9_.\-]+")
+_NAME = re.compile(r"[A-Za-z0-9_.\-]+")
 _TEXT_VALUE = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?)?")
 # gRPC and HTTP/2 set these themselves: they would be dropped silently, or refused by
 # a strict server as a malformed request.
@@ -115,9 +115,9 @@ def _grouped(headers: NormalHeaders) -> dict[str, list[HeaderValue]]:
 def _normal_name(name: object) -> str:
     if not isinstance(name, str):
         raise TypeError(f"a header name is a str, not {type(name).__name__}")
-    lower = name.lower()
-    if not _NAME.fullmatch(lower):
+    if not _NAME.fullmatch(name):
         raise ValueError(f"header name {name!r} may hold letters, digits, '-', '_' and '.' only")
+    lower = name.lower()
     if lower in _RESERVED or lower.startswith("grpc-"):
         raise ValueError(f"header {lower!r} belongs to gRPC itself and cannot be set")
     return lower

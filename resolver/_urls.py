@@ -102,7 +102,7 @@ def parse_worker_url(url: object) -> WorkerUrl:
         _refuse(text, f"it has {len(text)} characters, at most {MAX_URL_LENGTH} are read", _WRITE)
     for char in text:
         if char <= " " or char == "\x7f" or char.isspace():
-            _refuse(text, "it contains white space or a control character", "remove it")
+            _refuse(text, "it contains white space or a control character", "remove or encode it")
     head = _HEAD.match(text)
     if head is None:
         _refuse(text, "it has no scheme", "write it with one, such as http://10.0.0.7:50051")

@@ -60,7 +60,8 @@ class FaultyProxy:
         self._applied: Mode | None = None
         self._closing = False
         self._accepted = 0
-        self._sockets: set[socket.socket] = set()
+        self._clients: set[socket.socket] = set()
+        self._servers: set[socket.socket] = set()
         self._threads: set[threading.Thread] = set()
         self._listener: socket.socket | None = self._listen(0)
         self.port: int = self._listener.getsockname()[1]
@@ -94,6 +95,18 @@ class FaultyProxy:
             if not self._changed.wait_for(lambda: self._accepted >= count, timeout):
                 raise TimeoutError(f"{self._accepted} of {count} connections in {timeout:g} s")
 
+    @property
+    def active(self) -> int:
+        """Connections of peers that are open now."""
+        with self._changed:
+            return len(self._clients)
+
+    def wait_active(self, count: int, timeout: float = 10.0) -> None:
+        """Return once exactly `count` are open; TimeoutError after `timeout` seconds."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: len(self._clients) == count, timeout):
+                raise TimeoutError(f"{len(self._clients)} connections open after {timeout:g} s")
+
     def set_mode(self, mode: Mode, *, delay: float | None = None) -> None:
         """Change the fault; when this returns, the new one is in force."""
         _check_mode(mode)
@@ -112,7 +125,7 @@ class FaultyProxy:
     def drop_connections(self) -> None:
         """Reset every connection that exists now."""
         with self._changed:
-            sockets = list(self._sockets)
+            sockets = [*self._clients, *self._servers]
         for sock in sockets:
             _end_with_reset(sock)
             _shutdown(sock)  # wakes the threads that use it; they close it
@@ -193,7 +206,7 @@ class FaultyProxy:
             return  # the peer gave up before it was accepted
         with self._changed:
             self._accepted += 1
-            self._sockets.add(connection)
+            self._clients.add(connection)
             self._changed.notify_all()
         self._spawn(self._handle, connection)
 
@@ -244,7 +257,7 @@ class FaultyProxy:
         for sock in (client, server):  # the pass mode must not add Nagle's delay
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._changed:
-            self._sockets.add(server)
+            self._servers.add(server)
         backward = threading.Event()
         self._spawn(self._pump, server, client, backward)
         self._pump(client, server, None)
@@ -281,9 +294,11 @@ class FaultyProxy:
             return None if self._closing else self._mode
 
     def _forget(self, sock: socket.socket) -> None:
-        with self._changed:
-            self._sockets.discard(sock)
         sock.close()
+        with self._changed:
+            self._clients.discard(sock)
+            self._servers.discard(sock)
+            self._changed.notify_all()
 
 
 def _check_mode(mode: str) -> None:

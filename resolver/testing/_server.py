@@ -16,6 +16,7 @@ import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final
+from urllib.parse import quote
 
 import resolver
 from resolver._urls import parse_worker_url
@@ -127,7 +128,7 @@ class FlightServerProcess:
                 start_new_session=True,
             )
             self._process = process
-            self._cleanup = weakref.finalize(self, _end, process)
+            self._cleanup = weakref.finalize(self, _end, process, os.getpid())
             try:
                 # Secrets go through the pipe: arguments are open to every local user.
                 _write_line(process, json.dumps({**self._options, "location": location}))
@@ -203,7 +204,7 @@ class FlightServerProcess:
 
     def _location(self, *, allow_unknown_port: bool = False) -> str:
         if self._unix_path is not None:
-            return parse_worker_url(f"grpc+unix://{self._unix_path}").location
+            return parse_worker_url(f"grpc+unix://{quote(os.fsencode(self._unix_path))}").location
         scheme = "grpc+tls" if self._tls else "grpc+tcp"
         port = self._port if allow_unknown_port else self.port
         return f"{scheme}://{self._host}:{port}"
@@ -272,8 +273,10 @@ def _close(pipe: IO[str] | None) -> None:
             pipe.close()
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[str], owner: int) -> None:
     """Last resort, when nobody stopped the server before its handle went away."""
+    if os.getpid() != owner:
+        return  # a forked child ends; the server is its parent's
     if process.poll() is None:
         process.kill()
     _close(process.stdin)
