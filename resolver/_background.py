@@ -7,11 +7,13 @@ forked child, where the parent's clients are kept for ever and never freed.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import queue
 import sys
 import threading
+import time
 import weakref
 from typing import Any, Protocol
 
@@ -21,6 +23,8 @@ logger = logging.getLogger("resolver")
 
 _FIRST_LOOK = 0.01  # seconds until a dropped client's other holders are counted again
 _LONGEST_LOOK = 1.0
+_REST_PER_LOOK = 10  # times as long as a look took, before the next one
+_PATIENCE = 60.0  # seconds after which a client that may be in a cycle is let go
 _SHORTEST_ROUND = 0.05  # seconds between two rounds of the reaper
 _LONGEST_ROUND = 15.0
 _ROUNDS_PER_TIMEOUT = 4
@@ -48,7 +52,9 @@ class _Daemon:
         if self._started:
             return
         with self._starting:
-            if not self._started:
+            # In an interpreter that shuts down, a new thread never runs, and before 3.12
+            # the one that starts it waits for ever.
+            if not self._started and not sys.is_finalizing():
                 self._started = True
                 try:
                     threading.Thread(target=self._run, name=self.name, daemon=True).start()
@@ -65,6 +71,9 @@ class Disposer(_Daemon):
     A client's last reference may take a while to release (a gRPC channel is torn down)
     and may run user code. Never calls ``close()``: as long as anybody holds a client,
     it stays usable.
+
+    A client in a reference cycle seems held for ever. So one that the garbage collector
+    knows is let go after a while whoever holds it; a plain ``FlightClient`` is none.
     """
 
     name = "resolver-disposer"
@@ -81,18 +90,27 @@ class Disposer(_Daemon):
         self.ensure_started()
 
     def _run(self) -> None:
-        held: list[Any] = []
-        delay = _FIRST_LOOK
+        held: list[tuple[Any, float]] = []
+        pause = shortest = _FIRST_LOOK
+        look_at = 0.0
         while True:
+            # The time decides when to look, not a lull in the arrivals: there may be none.
+            now = time.monotonic()
+            if held and now >= look_at:
+                _let_go(held, now)
+                shortest = max(_FIRST_LOOK, (time.monotonic() - now) * _REST_PER_LOOK)
+                pause = min(max(pause * 2, shortest), max(_LONGEST_LOOK, shortest))
+                look_at = now + pause
             try:
-                held.append(self._arrivals.get(timeout=delay if held else None))
-                delay = _FIRST_LOOK
-                continue  # look only when no more arrive, so that a burst is one look
+                client = self._arrivals.get(timeout=max(look_at - now, 0) if held else None)
             except queue.Empty:
-                delay = min(delay * 2, _LONGEST_LOOK)
-            for at in range(len(held) - 1, -1, -1):
-                if sys.getrefcount(held[at]) <= _SOLE_HOLDER:
-                    del held[at]
+                continue
+            now = time.monotonic()
+            held.append((client, now + _PATIENCE))
+            del client
+            if pause > shortest:
+                pause = shortest
+                look_at = now + pause
 
 
 class Reaper(_Daemon):
@@ -134,11 +152,21 @@ def _expire_all(resolver: Expiring) -> None:
         logger.exception("expiring idle clients failed; trying again later")
 
 
+def _let_go(held: list[tuple[Any, float]], now: float) -> None:
+    """Release the clients that nobody else holds; the order of the others may change."""
+    for at in range(len(held) - 1, -1, -1):
+        if sys.getrefcount(held[at][0]) <= _SOLE_HOLDER or (
+            now >= held[at][1] and gc.is_tracked(held[at][0])
+        ):
+            held[at] = held[-1]
+            held.pop()
+
+
 def _sole_holder_count() -> int:
-    """What ``sys.getrefcount(held[at])`` says when only the list holds the object."""
-    held = [object()]
+    """What ``sys.getrefcount(held[at][0])`` says when only the list holds the object."""
+    held = [(object(), 0.0)]
     at = 0
-    return sys.getrefcount(held[at])
+    return sys.getrefcount(held[at][0])
 
 
 _SOLE_HOLDER = _sole_holder_count()
