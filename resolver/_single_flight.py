@@ -5,9 +5,12 @@ Knows nothing of caches, URLs or Flight. The cache holds it as an opaque object.
 
 from __future__ import annotations
 
-import copy
+import math
 import threading
+import time
 from typing import Any
+
+_LONGEST_SLEEP = 1.0  # seconds that a waiter can lose if whoever should wake it is interrupted
 
 
 class PendingConnect:
@@ -47,12 +50,14 @@ class PendingConnect:
         latch = threading.Lock()
         latch.acquire()
         self._waiters.append(latch)
+        until = math.inf if seconds is None else time.monotonic() + seconds
         # Whoever ends the connect writes the outcome first and then looks for waiters.
-        if self.ended:
-            return True
-        if seconds is None:
-            return latch.acquire()
-        return latch.acquire(timeout=min(max(seconds, 0), threading.TIMEOUT_MAX))
+        while not self.ended:
+            left = until - time.monotonic()
+            if left <= 0:
+                return False
+            latch.acquire(timeout=min(left, _LONGEST_SLEEP))
+        return True
 
     def succeed(self, client: Any) -> None:
         """The connect gave `client`."""
@@ -77,8 +82,11 @@ class PendingConnect:
 
 
 def _without_traceback(error: BaseException) -> BaseException:
-    duplicate = copy.copy(error)
-    duplicate.__traceback__ = None
+    # Not copy.copy, which calls a constructor that may want other arguments.
+    kind = type(error)
+    duplicate = kind.__new__(kind, *error.args)
+    duplicate.args = error.args
+    duplicate.__dict__.update(error.__dict__)
     duplicate.__cause__ = error.__cause__
     duplicate.__suppress_context__ = True
     return duplicate
