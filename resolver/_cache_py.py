@@ -15,6 +15,7 @@ import itertools
 import os
 import threading
 import time
+import weakref
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -110,6 +111,7 @@ class ClientCache:
         self._connect_failures = self._evicted_idle = self._evicted_capacity = 0
         self._invalidated = self._clients = self._retained = 0
         self._allocate(1)
+        _caches[id(self)] = self
         return self
 
     def __init__(
@@ -124,11 +126,6 @@ class ClientCache:
         self._idle_timeout = float("inf") if idle_timeout is None else idle_timeout
         self._max_clients = float("inf") if max_clients is None else max_clients
         self._allocate(lanes)
-
-    def __del__(self) -> None:
-        # Clients inherited through a fork must not be freed: that can hang.
-        if self._process != os.getpid():
-            leak(self._tables)
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError(f"a {type(self).__name__} holds live connections and cannot be pickled")
@@ -478,6 +475,20 @@ class ClientCache:
                 if self._unlink_locked(oldest, gone):
                     self._evicted_capacity += state is _State.LIVE
             self._release(gone)
+
+
+_caches: weakref.WeakValueDictionary[int, ClientCache] = weakref.WeakValueDictionary()
+
+
+def _keep_inherited() -> None:
+    # In a forked child: to free the parent's clients, collected garbage or not, can hang.
+    for cache in list(_caches.values()):
+        if cache._misses:  # noqa: SLF001
+            leak(cache._tables)  # noqa: SLF001
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_inherited)
 
 
 def fast_hits(cls: type[_T]) -> type[_T]:
