@@ -58,6 +58,7 @@ cdef extern from "_platform.h":
     int64_t add_and_get(int64_t *, int64_t) noexcept
     int64_t monotonic_now() noexcept
     Py_hash_t exact_str_hash(PyObject *) except -1
+    Py_hash_t known_hash(PyObject *) noexcept
     bint exact_str_equal(PyObject *, PyObject *) noexcept
     object give(PyObject *)
     int fork_generation
@@ -80,7 +81,7 @@ cdef enum State:
 
 cdef struct Entry:
     PyObject *live          # the client while callers may have it, else NULL
-    int64_t used            # last lookup; of a failed entry: remembered until (ns)
+    int64_t used            # last lookup by another spelling; if failed: remembered until (ns)
     PyObject *client        # the reference that `live` borrows
     PyObject *key           # canonical URL
     PyObject *pending       # the shared connect while connecting or failed
@@ -91,9 +92,10 @@ cdef struct Entry:
     int lane
     State state
 
-cdef struct Slot:
-    PyObject *key           # borrowed from the entry; NULL: the slot is empty
-    Py_hash_t hash
+cdef struct Slot:           # 32 bytes: a hit on a home slot reads no more than this
+    PyObject *key           # borrowed from the entry, hash known; NULL: the slot is empty
+    PyObject *live          # of a home slot: as in the entry; NULL in those of other spellings
+    int64_t used            # of a home slot: last lookup through it
     Entry *entry
 
 cdef struct Stripe:
@@ -133,19 +135,23 @@ cdef inline Slot *find(Stripe *stripe, PyObject *key, Py_hash_t hash) noexcept:
             return slot
         if slot.key == NULL:
             return NULL
-        if slot.hash == hash and exact_str_equal(slot.key, key):
+        if known_hash(slot.key) == hash and exact_str_equal(slot.key, key):
             return slot
         at = (at + 1) & stripe.mask
 
 
+cdef inline int64_t last_used(Slot *home) noexcept:
+    return max(get_relaxed(&home.used), get_relaxed(&home.entry.used))
+
+
 cdef void place(Slot *slots, size_t mask, Slot what) noexcept:
-    cdef size_t at = <size_t>what.hash & mask
+    cdef size_t at = <size_t>known_hash(what.key) & mask
     while slots[at].key != NULL:
         at = (at + 1) & mask
     slots[at] = what
 
 
-cdef bint insert_locked(Stripe *stripe, PyObject *key, Py_hash_t hash, Entry *entry) noexcept:
+cdef bint insert_locked(Stripe *stripe, PyObject *key, Entry *entry) noexcept:
     """Adds a slot whose key is absent; False when there is no memory for it."""
     cdef size_t capacity = stripe.mask + 1, larger, at
     cdef Slot *slots
@@ -163,7 +169,8 @@ cdef bint insert_locked(Stripe *stripe, PyObject *key, Py_hash_t hash, Entry *en
         stripe.slots = slots
         stripe.mask = larger - 1
     what.key = key
-    what.hash = hash
+    what.live = NULL
+    what.used = 0
     what.entry = entry
     place(stripe.slots, stripe.mask, what)
     stripe.used += 1
@@ -178,11 +185,12 @@ cdef void remove_locked(Stripe *stripe, Slot *slot) noexcept:
         at = (at + 1) & mask
         if stripe.slots[at].key == NULL:
             break
-        wanted = <size_t>stripe.slots[at].hash & mask
+        wanted = <size_t>known_hash(stripe.slots[at].key) & mask
         if ((at - wanted) & mask) >= ((at - hole) & mask):
             stripe.slots[hole] = stripe.slots[at]
             hole = at
     stripe.slots[hole].key = NULL
+    stripe.slots[hole].live = NULL
     stripe.slots[hole].entry = NULL
     stripe.used -= 1
 
@@ -282,19 +290,26 @@ cdef class ClientCache:
         cdef Reader *reader = &self.readers[this_reader()]
         cdef PyObject *client = NULL
         cdef Slot *slot
+        cdef int64_t *used_at
         cdef int64_t now, used
         if self.generation != fork_generation:
             return NULL
         lock_one(reader, lock_number(stripe, self.stripes))
         slot = find(stripe, url, hash)
         if slot != NULL:
-            client = get_acquire(&slot.entry.live)
+            client = slot.live
+            used_at = &slot.used
+            if client == NULL:
+                client = get_acquire(&slot.entry.live)
+                used_at = &slot.entry.used
             if client != NULL:
                 now = monotonic_now() + self.skew_ns
-                used = get_relaxed(&slot.entry.used)
+                used = get_relaxed(used_at)
+                if now - used > self.idle_ns:
+                    used = last_used(slot)      # perhaps looked up by another spelling
                 if now - used <= self.idle_ns:
                     if now != used:
-                        set_relaxed(&slot.entry.used, now)
+                        set_relaxed(used_at, now)
                     Py_INCREF(client)
                     count_hit(reader)
                 else:
@@ -332,9 +347,10 @@ cdef class ClientCache:
         slot = find(stripe, <PyObject *>key, hash)
         if slot != NULL:
             entry = slot.entry
-            if entry.state == LIVE and now - get_relaxed(&entry.used) <= self.idle_ns:
+            if entry.state == LIVE and now - last_used(slot) <= self.idle_ns:
                 client = entry.client
                 Py_INCREF(client)
+                set_relaxed(&slot.used, now)
                 set_relaxed(&entry.used, now)
                 count_hit(&self.readers[this_reader()])
             elif entry.state == CONNECTING or (entry.state == FAILED and now < entry.used):
@@ -345,7 +361,7 @@ cdef class ClientCache:
                     add_and_get(&self.counters.evicted_idle, 1)
                 self._unlink_locked(stripe, slot, &gone)
         if client == NULL and shared == NULL:
-            stored = insert_locked(stripe, fresh.key, hash, fresh)
+            stored = insert_locked(stripe, fresh.key, fresh)
         self._unlock(stripe)
         self._release(gone)
         if client != NULL:
@@ -386,7 +402,8 @@ cdef class ClientCache:
                 finished = entry.pending
                 entry.pending = NULL
                 entry.state = LIVE
-                set_relaxed(&entry.used, monotonic_now() + self.skew_ns)
+                slot.live = entry.client
+                slot.used = entry.used = monotonic_now() + self.skew_ns
                 set_release(&entry.live, entry.client)
                 add_and_get(&self.counters.clients, 1)
                 add_and_get(&self.counters.retained, 1)
@@ -462,7 +479,7 @@ cdef class ClientCache:
                 stale = slot.entry
                 slot.entry = entry
                 slot.key = owned
-            elif not insert_locked(stripe, owned, other_hash, entry):
+            elif not insert_locked(stripe, owned, entry):
                 stale = entry
         else:
             stale = entry
@@ -518,7 +535,7 @@ cdef class ClientCache:
         while at <= stripe.mask:
             entry = stripe.slots[at].entry
             if entry != NULL and stripe.slots[at].key == entry.key and (
-                (entry.state == LIVE and now - get_relaxed(&entry.used) > self.idle_ns)
+                (entry.state == LIVE and now - last_used(&stripe.slots[at]) > self.idle_ns)
                 or (entry.state == FAILED and now >= entry.used)
             ):
                 clients += entry.state == LIVE
@@ -573,7 +590,7 @@ cdef class ClientCache:
             self._lock(stripe)
             slot = find(stripe, <PyObject *>key, hash)
             found |= (slot != NULL and slot.entry.live != NULL
-                      and now - get_relaxed(&slot.entry.used) <= self.idle_ns)
+                      and now - last_used(slot) <= self.idle_ns)
             self._unlock(stripe)
         return found
 
@@ -630,6 +647,7 @@ cdef class ClientCache:
         cdef Stripe *stripe
         cdef Slot *slot
         cdef Entry *entry
+        cdef Py_hash_t hash
         cdef size_t at
         cdef int index, alias
         references = {}
@@ -643,19 +661,21 @@ cdef class ClientCache:
                     continue
                 entry = slot.entry
                 slots += 1
-                assert find(stripe, slot.key, slot.hash) == slot, "a slot out of its probe run"
-                assert exact_str_hash(slot.key) == slot.hash
-                assert self._stripe(slot.hash, entry.lane) == stripe, "a slot in a wrong stripe"
+                hash = exact_str_hash(slot.key)
+                assert find(stripe, slot.key, hash) == slot, "a slot out of its probe run"
+                assert self._stripe(hash, entry.lane) == stripe, "a slot in a wrong stripe"
                 assert entry.state != DEAD, "a dead entry has a slot"
                 seen, _ = references.get(<size_t>entry, (0, 0))
                 references[<size_t>entry] = seen + 1, entry.references
                 if slot.key == entry.key:
                     assert (entry.state == LIVE) == (entry.live != NULL)
+                    assert slot.live == entry.live
                     assert (entry.state == LIVE) == (entry.client != NULL)
                     assert (entry.state == LIVE) == (entry.pending == NULL)
                     live += entry.state == LIVE
                     retained += entry.state != CONNECTING
                 else:
+                    assert slot.live == NULL
                     assert entry.state == LIVE, "another spelling of something not live"
                     assert any([entry.aliases[alias] == slot.key for alias in range(entry.alias_count)])
             assert slots == stripe.used
@@ -838,7 +858,7 @@ cdef class ClientCache:
                 if entry.lane == lane and exact_str_equal(entry.key, <PyObject *>newest):
                     continue
                 # A remembered failure goes before any client.
-                age = NEVER if entry.state == FAILED else now - get_relaxed(&entry.used)
+                age = NEVER if entry.state == FAILED else now - last_used(&stripe.slots[at])
                 if oldest == NULL or age > oldest_age:
                     oldest = entry
                     oldest_age = age

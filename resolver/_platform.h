@@ -30,8 +30,12 @@ static inline int64_t monotonic_now(void) {
 }
 
 /* A str keeps its hash once computed; computing it for an exact str runs no user code. */
+static inline Py_hash_t known_hash(PyObject *text) {
+    return get_relaxed(&((PyASCIIObject *)text)->hash);
+}
+
 static inline Py_hash_t exact_str_hash(PyObject *text) {
-    Py_hash_t hash = get_relaxed(&((PyASCIIObject *)text)->hash);
+    Py_hash_t hash = known_hash(text);
     return hash != -1 ? hash : PyObject_Hash(text);
 }
 
