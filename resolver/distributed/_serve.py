@@ -23,7 +23,10 @@ from ._worker import WorkerServer
 __all__ = ["Owner", "serve"]
 
 _PARENT_POLL: Final = 0.5  # seconds
-_STOP_TIMEOUT: Final = 10.0  # seconds after which a call that will not end is cut off
+# Seconds after which calls that will not end are cut off, by whether anybody may still be
+# waiting for them. gRPC itself would wait for as long as a peer keeps its socket open.
+_STOP_TIMEOUT: Final = 10.0
+_ORPHAN_STOP_TIMEOUT: Final = 1.0
 
 
 class Owner:
@@ -44,15 +47,19 @@ class Owner:
 
         def until_orphaned() -> None:
             while not stop.wait(_PARENT_POLL):
-                if os.getppid() != self.pid:
+                if self.is_gone:
                     stop.set()
 
         for watch in (until_end_of_input, until_orphaned):
             threading.Thread(target=watch, name=watch.__name__, daemon=True).start()
 
+    @property
+    def is_gone(self) -> bool:
+        return os.getppid() != self.pid
+
     def clean_up(self) -> None:
         """Remove the owner's directory if the owner can no longer do it."""
-        if self.directory is not None and os.getppid() != self.pid:
+        if self.directory is not None and self.is_gone:
             shutil.rmtree(self.directory, ignore_errors=True)
 
 
@@ -71,10 +78,19 @@ def serve(server: WorkerServer, owner: Owner | None = None) -> None:
         owner.watch(stop)
     print(json.dumps({"url": server.url, "pid": os.getpid()}), flush=True)
     stop.wait()
-    last_resort = threading.Timer(_STOP_TIMEOUT, os._exit, (1,))
+    orphaned = owner is not None and owner.is_gone
+    timeout = _ORPHAN_STOP_TIMEOUT if orphaned else _STOP_TIMEOUT
+    last_resort = threading.Timer(timeout, _cut_off, (owner,))
     last_resort.daemon = True
     last_resort.start()
     server.shutdown()
     last_resort.cancel()
     if owner is not None:
         owner.clean_up()
+
+
+def _cut_off(owner: Owner | None) -> None:
+    """End without waiting any longer; the output has been removed by now."""
+    if owner is not None:
+        owner.clean_up()
+    os._exit(1)

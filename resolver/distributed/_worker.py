@@ -205,7 +205,9 @@ class _FlightServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow h
     ) -> flight.FlightDataStream:
         with _answering():
             stored = self._exchange.partition(_wire.PartitionTicket.parse(ticket.ticket))
-            return flight.GeneratorStream(_stored_schema(stored), _checked(read(stored)))
+            reader = pa.RecordBatchReader.from_batches(_stored_schema(stored), _checked(stored))
+            # Not a GeneratorStream: that one sends no dictionaries.
+            return flight.RecordBatchStream(reader)
 
     def _execute_task(self, context: flight.ServerCallContext, body: bytes) -> bytes:
         request = _wire.TaskRequest.parse(body)
@@ -252,9 +254,9 @@ def _stored_schema(stored: StoredPartition) -> pa.Schema:
         return reader.schema
 
 
-def _checked(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _checked(stored: StoredPartition) -> Iterator[pa.RecordBatch]:
     with _answering():
-        yield from batches
+        yield from read(stored)
 
 
 @contextlib.contextmanager

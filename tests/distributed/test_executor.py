@@ -1,0 +1,278 @@
+"""Running a staged plan when workers fail: an error or the whole answer, never a part."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pyarrow as pa
+import pyarrow.flight as flight
+import pytest
+
+from resolver import DefaultChannelResolver, ResolverError, WorkerConnectError
+from resolver.distributed import (
+    DistributedError,
+    DistributedPhysicalOptimizerRule,
+    LocalCluster,
+    SessionContext,
+    SessionStateBuilder,
+    TaskFailedError,
+    Worker,
+    WorkerLostError,
+)
+from resolver.distributed import _executor
+from resolver.distributed._tpch import QUERIES
+from resolver.distributed._wire import EXECUTE_TASK, TaskReport
+from tests.support.distributed import DirectResolver, rows
+
+QUERY = "SELECT l_shipmode, count(*) AS n, min(l_comment) AS c FROM lineitem GROUP BY l_shipmode"
+NOBODY = "http://127.0.0.1:1"
+
+
+class Workers:
+    def __init__(self, *urls):
+        self.urls = urls
+
+    def get_urls(self):
+        return self.urls
+
+
+@pytest.fixture
+def servers(tmp_path):
+    """Two workers in this process."""
+    started = [
+        Worker().into_flight_server(exchange_dir=tmp_path / f"worker-{n}") for n in range(2)
+    ]
+    yield started
+    for server in started:
+        server.shutdown()
+
+
+@pytest.fixture
+def make(tmp_path, register):
+    def make(resolver, *urls):
+        session = SessionContext(
+            SessionStateBuilder()
+            .with_distributed_worker_resolver(Workers(*urls))
+            .with_physical_optimizer_rule(DistributedPhysicalOptimizerRule())
+            .with_distributed_channel_resolver(resolver)
+            .with_exchange_dir(tmp_path / "coordinator")
+            .build()
+        )
+        register(session)
+        return session
+
+    return make
+
+
+def nothing_left(session):
+    return os.listdir(session._shared.exchange().path) == [".lock"]
+
+
+def test_a_dead_worker_costs_its_task_and_no_row(make, servers, single):
+    resolver = DirectResolver()
+    session = make(resolver, NOBODY, servers[0].url, servers[1].url)
+    table = session.sql(QUERY).to_arrow_table()
+    assert rows(table) == rows(single.sql(QUERY).to_arrow_table())
+    assert [url for url, client in resolver.invalidated] == [NOBODY]
+    assert resolver.invalidated[0][1] is not None, "the client that failed was not named"
+    assert nothing_left(session)
+
+
+def test_a_worker_that_cannot_be_connected_is_passed_over(make, servers, single):
+    with DefaultChannelResolver() as resolver:
+        session = make(resolver, NOBODY, servers[0].url)
+        table = session.sql(QUERY).to_arrow_table()
+        assert rows(table) == rows(single.sql(QUERY).to_arrow_table())
+        assert NOBODY not in resolver
+
+
+def test_without_any_worker_the_error_names_them(make):
+    other = "http://127.0.0.1:2"
+    for resolver in (DirectResolver(), DefaultChannelResolver()):
+        session = make(resolver, NOBODY, other)
+        with pytest.raises(WorkerLostError) as lost:
+            session.sql(QUERY).collect()
+        assert NOBODY in str(lost.value)
+        assert other in str(lost.value)
+        assert isinstance(lost.value.__cause__, ResolverError)
+        assert nothing_left(session)
+
+
+def test_a_single_dead_worker_is_told_by_its_own_error(make):
+    with DefaultChannelResolver() as resolver, pytest.raises(WorkerConnectError, match=NOBODY):
+        make(resolver, NOBODY).sql(QUERY).collect()
+
+
+def test_a_task_that_kills_its_workers_is_not_given_to_all(make, monkeypatch):
+    urls = [f"http://127.0.0.1:{port}" for port in range(1, 6)]
+    session = make(DirectResolver(), *urls)
+    tried = []
+    attempt = _executor._Query._attempt
+
+    def counted(self, task, number, url):
+        tried.append((task.index, url))
+        return attempt(self, task, number, url)
+
+    monkeypatch.setattr(_executor._Query, "_attempt", counted)
+    with pytest.raises(WorkerLostError):
+        session.sql(QUERY).collect()
+    for task in {task for task, _ in tried}:
+        assert len([1 for other, _ in tried if other == task]) <= _executor.ATTEMPTS
+
+
+def test_a_failing_task_is_told_once_in_datafusions_words(make, servers):
+    resolver = DirectResolver()
+    session = make(resolver, *(server.url for server in servers))
+    with pytest.raises(TaskFailedError, match="Cannot cast string") as failed:
+        session.sql("SELECT CAST(l_comment AS INT) FROM lineitem").collect()
+    assert failed.value.url in {server.url for server in servers}
+    assert "Traceback" not in str(failed.value)
+    assert "Detail" not in str(failed.value)
+    assert resolver.invalidated == [], "the workers are well"
+    assert nothing_left(session)
+
+
+def test_workers_hold_nothing_after_a_failure(make, servers):
+    session = make(DirectResolver(), *(server.url for server in servers))
+    with pytest.raises(TaskFailedError):
+        session.sql("SELECT CAST(l_comment AS INT) FROM lineitem").collect()
+    for server in servers:
+        assert server._exchange.queries() == 0
+
+
+def test_an_interrupt_ends_the_query_everywhere(make, servers, monkeypatch):
+    session = make(DirectResolver(), *(server.url for server in servers))
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_executor, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.sql(QUERY).collect()
+    for server in servers:
+        assert server._exchange.queries() == 0
+    assert nothing_left(session)
+
+
+class Tampering:
+    """A client that answers as a broken worker would."""
+
+    def __init__(self, client, change):
+        self._client = client
+        self._change = change
+
+    def do_action(self, action, options=None):
+        results = list(self._client.do_action(action, options))
+        if action.type != EXECUTE_TASK:
+            return results
+        return self._change(results)
+
+    def do_get(self, ticket):
+        return self._client.do_get(ticket)
+
+
+class TamperingResolver(DirectResolver):
+    def __init__(self, change):
+        super().__init__()
+        self._change = change
+
+    def get_flight_client_for_url(self, url):
+        return Tampering(super().get_flight_client_for_url(url), self._change)
+
+
+def changed_report(change):
+    def changed(results):
+        report = TaskReport.parse(results[0].body.to_pybytes())
+        return [flight.Result(change(report).to_bytes())]
+
+    return changed
+
+
+def more_rows(report):
+    first = report.partitions[0]
+    more = type(first)(first.rows + 1, max(1, first.batches), first.bytes)
+    return TaskReport((more, *report.partitions[1:]), report.schema, report.seconds)
+
+
+def fewer_partitions(report):
+    return TaskReport(report.partitions[:-1], report.schema, report.seconds)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (changed_report(more_rows), WorkerLostError, "received .* rows of a partition of"),
+        (changed_report(fewer_partitions), DistributedError, "another plan"),
+        (lambda results: [], WorkerLostError, "0 results"),
+        (lambda results: [flight.Result(b"garbage")], ValueError, "JSON"),
+    ],
+)
+def test_an_incomplete_answer_is_never_an_answer(make, servers, change, error, message):
+    session = make(TamperingResolver(change), *(server.url for server in servers))
+    with pytest.raises(error, match=message):
+        session.sql("SELECT l_tax FROM lineitem").collect()
+    assert nothing_left(session)
+
+
+def test_tasks_that_disagree_about_the_schema_are_an_error(make, servers):
+    schemas = iter([pa.schema([("l_tax", pa.decimal128(15, 2))]), pa.schema([("x", pa.int64())])] * 2)
+    lock = threading.Lock()
+
+    def other_schema(report):
+        with lock:
+            schema = next(schemas).serialize().to_pybytes()
+        empty = tuple(type(p)(0, 0, 0) for p in report.partitions)
+        return TaskReport(empty, schema, report.seconds)
+
+    session = make(TamperingResolver(changed_report(other_schema)), *(s.url for s in servers))
+    with pytest.raises(DistributedError, match="disagree"):
+        session.sql("SELECT l_tax FROM lineitem").collect()
+
+
+def test_a_worker_that_refuses_is_named(make, servers):
+    def refuse(results):
+        raise pa.ArrowInvalid("no such plan. Detail: Python exception: Traceback ...")
+
+    session = make(TamperingResolver(refuse), servers[0].url)
+    with pytest.raises(DistributedError, match=r"refused: no such plan$") as refused:
+        session.sql(QUERY).collect()
+    assert refused.value.url == servers[0].url
+
+
+def test_a_resolver_needs_nothing_but_its_one_method(make, servers, single):
+    class Bare:
+        def __init__(self):
+            self.clients = {}
+
+        def get_flight_client_for_url(self, url):
+            if url not in self.clients:
+                self.clients[url] = flight.connect(url.replace("http", "grpc"))
+            return self.clients[url]
+
+    session = make(Bare(), NOBODY, *(server.url for server in servers))
+    table = session.sql(QUERIES[6]).to_arrow_table()
+    assert rows(table) == rows(single.sql(QUERIES[6]).to_arrow_table())
+
+
+@pytest.mark.slow
+def test_workers_killed_during_a_query_never_give_a_partial_answer(register, single):
+    """kill -9 at several moments: the whole answer, or an error that names the worker."""
+    query = "SELECT l_orderkey, l_comment FROM lineitem ORDER BY l_comment, l_orderkey"
+    expected = single.sql(query).to_pylist()
+    with LocalCluster(workers=4) as cluster, DefaultChannelResolver() as resolver:
+        session = cluster.session(resolver)
+        register(session)
+        assert session.sql(query).to_pylist() == expected
+        for victim in cluster.processes[:3]:
+            killer = threading.Timer(0.02, os.kill, (victim.pid, signal.SIGKILL))
+            killer.start()
+            assert session.sql(query).to_pylist() == expected
+            killer.join()
+            victim.wait(10)
+        assert session.sql(query).to_pylist() == expected, "one worker is left"
+        cluster.processes[3].kill()
+        cluster.processes[3].wait(10)
+        with pytest.raises((WorkerLostError, WorkerConnectError), match=r"127\.0\.0\.1"):
+            session.sql(query).collect()
