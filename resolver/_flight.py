@@ -230,13 +230,7 @@ class FlightConnector:
 
     def _check_tls(self) -> None:
         for name in ("tls_root_certificates", "client_certificate", "client_key"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if not isinstance(value, bytes):
-                raise TypeError(f"{name} must be bytes (PEM), not {type(value).__name__}")
-            if _PEM_MARK not in value:
-                raise ValueError(f"{name} is not PEM: it has no '-----BEGIN' line")
+            _check_pem(name, getattr(self, name))
         if (self.client_certificate is None) != (self.client_key is None):
             raise ValueError("client_certificate and client_key are given together or not at all")
         if not isinstance(self.disable_server_verification, bool):
@@ -246,11 +240,10 @@ class FlightConnector:
                 "tls_root_certificates would be ignored with disable_server_verification; "
                 "give one of them"
             )
-        if self.tls_override_hostname is not None:
-            if not isinstance(self.tls_override_hostname, str):
-                raise TypeError("tls_override_hostname must be a str")
-            if not self.tls_override_hostname:
-                raise ValueError("tls_override_hostname must not be empty")
+        if not isinstance(self.tls_override_hostname, str | None):
+            raise TypeError("tls_override_hostname must be a str")
+        if self.tls_override_hostname == "":
+            raise ValueError("tls_override_hostname must not be empty")
 
 
 def _refuse_in_forked_child(url: str) -> None:
@@ -259,7 +252,7 @@ def _refuse_in_forked_child(url: str) -> None:
     gRPC starts threads with the first client and a forked child has none of them: even
     a fresh client there hangs beyond any deadline it is given.
     """
-    global _grpc_pid
+    global _grpc_pid  # noqa: PLW0603 -- a fact about the process
     pid = os.getpid()
     if _grpc_pid is None:
         _grpc_pid = pid
@@ -286,6 +279,15 @@ def _raise_headers_failed(worker: WorkerUrl, failure: BaseException) -> NoReturn
 def _never_left(error: Exception) -> bool:
     """Whether gRPC refused the call on this side, so that nobody can have answered."""
     return isinstance(error, flight.FlightInternalError) and str(error).endswith("Invalid metadata")
+
+
+def _check_pem(name: str, value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, bytes):
+        raise TypeError(f"{name} must be bytes (PEM), not {type(value).__name__}")
+    if _PEM_MARK not in value:
+        raise ValueError(f"{name} is not PEM: it has no '-----BEGIN' line")
 
 
 def _checked_timeout(value: object) -> float:

@@ -50,9 +50,10 @@ def normalize_headers(headers: StaticHeaders) -> NormalHeaders:
 
     Raises ``TypeError`` or ``ValueError``, naming the header but never its value.
     """
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
-    if isinstance(pairs, (str, bytes)):
+    given: object = headers
+    if isinstance(given, (str, bytes)):
         raise TypeError("headers must be a mapping or (name, value) pairs, not text")
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
     normal = [(_normal_name(name), value) for name, value in pairs]
     for name, value in normal:
         _check_value(name, value)
@@ -73,14 +74,14 @@ class CallHeadersFactory(flight.ClientMiddlewareFactory):  # type: ignore[misc] 
         self.failure: BaseException | None = None
         self._static = None if callable(headers) else _CallHeaders(_grouped(headers))
 
-    def start_call(self, info: Any) -> flight.ClientMiddleware:
+    def start_call(self, info: Any) -> flight.ClientMiddleware:  # noqa: ARG002 -- pyarrow's
         """Return the middleware of one call; called by pyarrow in the caller's thread."""
         if self._provider is None:
             return self._static
         try:
             self.sent = normalize_headers(self._provider())
         # Also a KeyboardInterrupt: pyarrow would swallow it and send the call bare.
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             self.failure = error
             _log.error("The headers callable of a FlightConnector failed", exc_info=error)
             return _CallHeaders(_REFUSE_CALL)

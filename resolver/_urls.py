@@ -35,6 +35,7 @@ MAX_URL_LENGTH: Final = 2_048
 _MAX_SHOWN: Final = 200
 _MAX_UNIX_PATH_BYTES: Final = 107  # sun_path on Linux, less its terminating NUL
 _MAX_HOST_LENGTH: Final = 253
+_MAX_PORT: Final = 65_535
 
 _PLAINTEXT: Final = "http"
 _TLS: Final = "https"
@@ -269,7 +270,7 @@ def _port(text: str, scheme: str, port: str | None) -> int:
         if default is None:
             _refuse(text, f"it has no port and {scheme}:// has no default", "write the port")
         return default
-    if not _PORT.fullmatch(port) or int(port) > 65_535:
+    if not _PORT.fullmatch(port) or int(port) > _MAX_PORT:
         _refuse(
             text,
             "its port is not a number from 1 to 65535",

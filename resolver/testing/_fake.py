@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
-from types import TracebackType
-from typing import Final
+from typing import TYPE_CHECKING, Final, Self
 
 from resolver._errors import WorkerConnectTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
 
 _POLL: Final = 0.001
 
@@ -71,13 +73,14 @@ class Gate:
             self._open = True
             self._changed.notify_all()
 
-    def _pass(self, timeout: float) -> bool:
+    def wait_open(self, timeout: float) -> bool:
+        """Stand at the gate for up to `timeout` seconds; whether it opened."""
         with self._changed:
             self._entered += 1
             self._changed.notify_all()
             return self._changed.wait_for(lambda: self._open, timeout)
 
-    def __enter__(self) -> Gate:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -128,7 +131,7 @@ class FakeConnector:
             gate = self._gates.get(url, self._gates.get(None))
             delay = self._delays.get(url, self._delays.get(None, 0.0))
         try:
-            if gate is not None and not gate._pass(self.connect_timeout):
+            if gate is not None and not gate.wait_open(self.connect_timeout):
                 raise WorkerConnectTimeoutError(
                     f"Worker {url} is blocked and did not answer within "
                     f"{self.connect_timeout:g} s; release its gate",

@@ -13,11 +13,13 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 from pyarrow import flight
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SCHEMA: Final = pa.schema([("i", pa.int64())])
 ENDLESS: Final = b"endless"
@@ -50,7 +52,7 @@ class NumbersServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow i
     def do_put(
         self,
         context: flight.ServerCallContext,
-        descriptor: flight.FlightDescriptor,
+        descriptor: flight.FlightDescriptor,  # noqa: ARG002 -- pyarrow's signature
         reader: flight.MetadataRecordBatchReader,
         writer: flight.FlightMetadataWriter,
     ) -> None:
@@ -103,7 +105,11 @@ class _HeadersFactory(flight.ServerMiddlewareFactory):  # type: ignore[misc]  # 
         super().__init__()
         self._authorization = None if token is None else f"Bearer {token}"
 
-    def start_call(self, info: flight.CallInfo, headers: dict[str, list[Any]]) -> _Headers:
+    def start_call(
+        self,
+        info: flight.CallInfo,  # noqa: ARG002 -- pyarrow's signature
+        headers: dict[str, list[Any]],
+    ) -> _Headers:
         if self._authorization is not None:
             given = headers.get("authorization", [])
             if given != [self._authorization]:

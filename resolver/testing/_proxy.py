@@ -8,9 +8,11 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
-from types import TracebackType
-from typing import Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias, get_args
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
 
 Mode: TypeAlias = Literal["pass", "refuse", "silent", "reset", "close", "delay", "garbage", "http1"]
 
@@ -147,7 +149,7 @@ class FaultyProxy:
         self._wake_reader.close()
         self._wake_writer.close()
 
-    def __enter__(self) -> FaultyProxy:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

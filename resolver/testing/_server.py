@@ -14,12 +14,14 @@ import threading
 import time
 import weakref
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final, Self
 from urllib.parse import quote
 
 import resolver
 from resolver._urls import parse_worker_url
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 _STOP_TIMEOUT: Final = 5.0
 _POLL: Final = 0.005
@@ -118,7 +120,7 @@ class FlightServerProcess:
         location = self._location(allow_unknown_port=True)
         package_root = Path(resolver.__file__).resolve().parents[1]
         with tempfile.TemporaryFile("w+") as log:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603 -- this interpreter, our own arguments
                 [sys.executable, "-c", _SERVE, str(package_root)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -173,7 +175,7 @@ class FlightServerProcess:
         process = self._running()
         if self._watchdog is None:
             # A stopped process does not see its input end, so somebody else must.
-            self._watchdog = subprocess.Popen(
+            self._watchdog = subprocess.Popen(  # noqa: S603 -- as above
                 [sys.executable, "-I", "-S", "-c", _KILL_WHEN_INPUT_ENDS, str(process.pid)],
                 stdin=subprocess.PIPE,
                 text=True,
@@ -187,7 +189,7 @@ class FlightServerProcess:
         self._end_watchdog()
         os.kill(self._running().pid, signal.SIGCONT)
 
-    def __enter__(self) -> FlightServerProcess:
+    def __enter__(self) -> Self:
         if not self.is_running:
             self.start()
         return self

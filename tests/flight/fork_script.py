@@ -7,6 +7,7 @@ and all, else by ``os._exit``.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -59,11 +60,12 @@ def refused(use: Callable[[], object]) -> None:
     try:
         answer = use()
     except ForkedProcessError as error:
-        assert time.monotonic() - started < AT_ONCE
-        assert "spawn" in str(error)
-        assert "forkserver" in str(error)
+        elapsed, message = time.monotonic() - started, str(error)
     else:
         raise AssertionError(f"a forked child got {answer!r}")
+    assert elapsed < AT_ONCE
+    assert "spawn" in message
+    assert "forkserver" in message
 
 
 def live_connection(url: str, finalize: bool) -> None:
@@ -95,10 +97,8 @@ def live_connection(url: str, finalize: bool) -> None:
 
 def constructed_only(url: str, finalize: bool) -> None:
     """A connect that failed has started gRPC's threads just as well."""
-    try:
+    with contextlib.suppress(ConnectionError):
         FlightConnector(connect_timeout=1).connect(OTHER)
-    except ConnectionError:
-        pass
     in_child(lambda: refused(lambda: FlightConnector().connect(url)), finalize=finalize)
 
 
@@ -136,4 +136,4 @@ if __name__ == "__main__":
     parent = os.getpid()
     scenario(sys.argv[2], sys.argv[3:] == ["exit"])
     if os.getpid() == parent:
-        print("ok")
+        sys.stdout.write("ok\n")

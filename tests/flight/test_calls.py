@@ -127,6 +127,34 @@ def test_no_secret_in_the_message_of_a_failed_connect(
     assert "s3cret" not in f"{caught.value} {caught.value!r} {caught.value.__cause__!r}"
 
 
+class Echoing(flight.FlightServerBase):  # type: ignore[misc]
+    """A worker that is draining and, wrongly, tells what it was sent."""
+
+    def list_actions(self, context: flight.ServerCallContext) -> None:
+        sent = context.get_middleware("headers").headers["authorization"]
+        raise flight.FlightUnavailableError(f"draining; you sent {sent}")
+
+
+class Keeping(flight.ServerMiddlewareFactory):  # type: ignore[misc]
+    def start_call(self, info: flight.CallInfo, headers: dict[str, list[str]]) -> Any:
+        kept = Kept()
+        kept.headers = headers
+        return kept
+
+
+class Kept(flight.ServerMiddleware):  # type: ignore[misc]
+    headers: dict[str, list[str]]
+
+
+def test_a_secret_that_the_worker_echoes_is_masked() -> None:
+    secret = {"authorization": "Bearer s3cret"}
+    with Echoing("grpc://127.0.0.1:0", middleware={"headers": Keeping()}) as server:
+        for headers in (secret, lambda: secret):
+            with pytest.raises(WorkerConnectError, match=r"draining; you sent .+\*\*\*") as caught:
+                FlightConnector(headers=headers).connect(f"http://127.0.0.1:{server.port}")
+            assert "s3cret" not in f"{caught.value!r} {caught.value.__cause__!r}"
+
+
 # -- middleware ----------------------------------------------------------------------------
 
 

@@ -18,9 +18,14 @@ PLAINTEXT = {"http", "grpc", "grpc+tcp"}
 DELIMITERS = "@:/?#[]%;&=\\\uff20\uff1f\t\n\r \x00\u00e9"
 
 labels = st.text(string.ascii_lowercase + string.digits + "-_", min_size=1, max_size=12)
-names = st.lists(labels, min_size=1, max_size=4).map(".".join).filter(
-    lambda name: not name.rpartition(".")[2].isdigit()
-    and not name.rpartition(".")[2].startswith("0x")
+names = (
+    st.lists(labels, min_size=1, max_size=4)
+    .map(".".join)
+    .filter(
+        lambda name: (
+            not name.rpartition(".")[2].isdigit() and not name.rpartition(".")[2].startswith("0x")
+        )
+    )
 )
 ipv4 = st.ip_addresses(v=4).map(str)
 ipv6 = st.ip_addresses(v=6).map(lambda address: f"[{address}]")
@@ -59,9 +64,10 @@ def test_only_one_kind_of_error_and_keys_are_fixed_points(text: str) -> None:
     try:
         parsed = parse_worker_url(text)
     except InvalidWorkerUrlError as error:
-        assert str(error).isascii()
-        assert str(error).isprintable()
-        assert len(str(error)) < 600
+        message = str(error)
+        assert message.isascii()
+        assert message.isprintable()
+        assert len(message) < 600
         return
     assert type(parsed.key) is str
     again = parse_worker_url(parsed.key)
@@ -115,9 +121,10 @@ def test_every_spelling_of_an_ipv6_address_is_one_key(address: ipaddress.IPv6Add
 @given(st.one_of(names, ipv4, ipv6), st.one_of(names, ipv4, ipv6), ports)
 def test_distinct_hosts_have_distinct_keys(one: str, other: str, port: int) -> None:
     assume(one != other)
-    assert parse_worker_url(f"http://{one}:{port}").key != parse_worker_url(
-        f"http://{other}:{port}"
-    ).key
+    assert (
+        parse_worker_url(f"http://{one}:{port}").key
+        != parse_worker_url(f"http://{other}:{port}").key
+    )
 
 
 @given(

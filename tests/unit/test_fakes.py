@@ -199,9 +199,8 @@ def test_reset_mode_resets_old_and_new(proxy: FaultyProxy) -> None:
         assert before.recv(1) == b"a"
         proxy.set_mode("reset")
         assert ended(before)
-    with dial(proxy) as after:
-        with pytest.raises(ConnectionResetError):
-            after.recv(1)
+    with dial(proxy) as after, pytest.raises(ConnectionResetError):
+        after.recv(1)
 
 
 def ended(sock: socket.socket) -> bool:
@@ -237,9 +236,12 @@ def test_a_server_that_is_away_resets(target: str | None) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1] if target else None
-        with FaultyProxy(port) as proxy, dial(proxy) as sock:
-            with pytest.raises(ConnectionResetError):
-                sock.recv(1)
+        with (
+            FaultyProxy(port) as proxy,
+            dial(proxy) as sock,
+            pytest.raises(ConnectionResetError),
+        ):
+            sock.recv(1)
 
 
 def test_close_ends_threads_and_connections(echo_port: int) -> None:

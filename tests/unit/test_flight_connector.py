@@ -179,7 +179,7 @@ def test_repr_shows_options_and_masks_secrets() -> None:
         assert secret not in shown
     assert repr(FlightConnector()) == "FlightConnector(connect_timeout=5.0)"
     assert "callable token" in repr(FlightConnector(headers=token))
-    assert "<lambda>" in repr(FlightConnector(headers=lambda: {}))
+    assert "<lambda>" in repr(FlightConnector(headers=lambda: {"a": "1"}))
 
 
 def test_both_connectors_fulfil_the_protocol() -> None:

@@ -114,7 +114,7 @@ class Shouting(str):
     __eq__ = None  # type: ignore[assignment]
 
 
-class Member(str, Enum):
+class Member(str, Enum):  # noqa: UP042 -- whose str() is not its value
     WORKER = "http://w1:5"
 
 
@@ -146,7 +146,7 @@ class Broken:
 
 class Unfriendly:
     def __str__(self) -> str:
-        return None  # type: ignore[return-value]
+        return None  # type: ignore[return-value]  # noqa: PLE0307
 
 
 @pytest.mark.parametrize("given", [Broken(), Unfriendly()])
