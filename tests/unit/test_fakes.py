@@ -199,7 +199,7 @@ def test_reset_mode_resets_old_and_new(proxy: FaultyProxy) -> None:
         assert before.recv(1) == b"a"
         proxy.set_mode("reset")
         assert ended(before)
-    with dial(proxy) as after, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), dial(proxy) as after:
         after.recv(1)
 
 
@@ -238,8 +238,8 @@ def test_a_server_that_is_away_resets(target: str | None) -> None:
         port = bound.getsockname()[1] if target else None
         with (
             FaultyProxy(port) as proxy,
-            dial(proxy) as sock,
             pytest.raises(ConnectionResetError),
+            dial(proxy) as sock,
         ):
             sock.recv(1)
 
