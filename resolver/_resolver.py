@@ -124,15 +124,22 @@ class DefaultChannelResolver(ClientCache):
             idle_timeout=idle_timeout, max_clients=max_clients, lanes=connections_per_url
         )
 
+    def __del__(self) -> None:
+        # Nobody closed it. Its clients end on the disposer's thread all the same, not here.
+        if not self._is_inherited():
+            self._clear()
+
     # -- looking up ----------------------------------------------------------------------
 
     def _miss(self, url: Any) -> Any:
         """What `get_flight_client_for_url` does when the cache does not know `url`."""
         self._check_usable()
         key = parse_worker_url(url).key
+        if type(url) is str and key == url:
+            key = url  # the caller's own object: its next hit is a comparison of pointers
         lane = self._lane()
         client = self._resolve(key, lane)
-        if type(url) is str and url != key:
+        if key is not url and type(url) is str:
             self._alias(url, key, lane, client)
         return client
 
@@ -152,6 +159,7 @@ class DefaultChannelResolver(ClientCache):
                 if not mine.ended:
                     self._fail(key, lane, mine, 0.0, False)
                     mine.abandon()
+                mine = pending = None  # type: ignore[assignment]  # see _connect
                 raise
             if pending.owner == threading.get_ident() and not pending.ended:
                 raise WorkerConnectError(
@@ -174,27 +182,38 @@ class DefaultChannelResolver(ClientCache):
 
     def _connect(self, key: str, lane: int, pending: PendingConnect) -> Any:
         self._watch()
+        client, error = self._try_to_connect(key)
+        if error is not None:
+            self._fail(key, lane, pending, self.failure_ttl)
+            pending.fail(error)
+            try:
+                raise error
+            finally:
+                del error, pending  # or these, the traceback and this frame form a cycle
+        if not self._publish(key, lane, pending, client):
+            self._discard([client])  # detached meanwhile: not cached, but released there
+            if self._closed_by_caller:
+                del client  # or the error's traceback would hold it
+                raise _closed_error()
+        pending.succeed(client)
+        return client
+
+    def _try_to_connect(self, key: str) -> tuple[Any, ResolverError | None]:
         try:
             client = self.connector.connect(key)
             if client is None:
                 raise TypeError("connect() returned None")
         except Exception as cause:
-            error = _as_connect_error(key, cause)
-            self._fail(key, lane, pending, self.failure_ttl)
-            pending.fail(error)
-            if error is cause:
-                raise
-            raise error from cause
-        if not self._publish(key, lane, pending, client):
-            self._discard([client])  # detached meanwhile: not cached, but released there
-            self._check_usable()
-        pending.succeed(client)
-        return client
+            return None, _as_connect_error(key, cause)
+        return client, None
 
     def prefetch(
         self, urls: Iterable[Any], *, parallelism: int = 64
     ) -> dict[str, ResolverError]:
         """Connect to many workers at once; returns what failed, by URL as it was given.
+
+        What was given as an object goes by its canonical URL, or where it has none, by
+        its repr with secrets masked.
 
         At most `parallelism` connects run at a time, so this takes up to
         ``ceil(urls / parallelism)`` times the connect deadline. A URL that is not one
@@ -203,20 +222,22 @@ class DefaultChannelResolver(ClientCache):
         self._check_usable()
         _check_count("parallelism", parallelism, at_most=10_000)
         failures: dict[str, ResolverError] = {}
-        keys: dict[str, str] = {}
+        spellings: dict[str, set[str]] = {}
         for url in urls:
             try:
-                keys.setdefault(parse_worker_url(url).key, str(url))
+                key = parse_worker_url(url).key
+                spellings.setdefault(key, set()).add(str(url) if isinstance(url, str) else key)
             except InvalidWorkerUrlError as error:
-                failures[str(url) if isinstance(url, str) else mask_url(repr(url))] = error
+                name = str(url) if isinstance(url, str) else mask_url(repr(url))
+                failures[name] = error.with_traceback(None)
 
         def connect(key: str, lane: int) -> None:
             try:
                 self._resolve(key, lane)
             except ResolverError as error:
-                failures[keys[key]] = error.with_traceback(None)
+                failures.update(dict.fromkeys(spellings[key], error.with_traceback(None)))
 
-        jobs = [(key, lane) for key in keys for lane in range(self.connections_per_url)]
+        jobs = [(key, lane) for key in spellings for lane in range(self.connections_per_url)]
         if jobs:
             with ThreadPoolExecutor(min(parallelism, len(jobs)), "resolver-prefetch") as pool:
                 for _ in pool.map(connect, *zip(*jobs, strict=True)):
@@ -332,7 +353,7 @@ class DefaultChannelResolver(ClientCache):
 
 
 _default: DefaultChannelResolver | None = None
-_default_lock = threading.Lock()
+_default_lock = threading.Lock()  # no call under it: a finalizer might come back here
 
 
 def default_channel_resolver() -> DefaultChannelResolver:
@@ -341,10 +362,14 @@ def default_channel_resolver() -> DefaultChannelResolver:
     The same one on every call; a new one after somebody closed it. Thread-safe.
     """
     global _default  # noqa: PLW0603
-    with _default_lock:
-        if _default is None or _default.closed:
-            _default = DefaultChannelResolver()
-        return _default
+    while True:
+        seen = _default
+        if seen is not None and not seen.closed:
+            return seen
+        fresh = DefaultChannelResolver()
+        with _default_lock:
+            if _default is seen:
+                _default = fresh
 
 
 def _renew_default_lock() -> None:

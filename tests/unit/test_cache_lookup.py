@@ -212,6 +212,8 @@ def test_a_hit_through_a_spelling_keeps_the_client_from_idling_out(new_cache):
     for _ in range(5):
         cache._advance_clock(8)
         assert cache.get(SPELLINGS[0]) is client
+    assert cache._holds(URL)
+    assert cache._begin(URL, 0, object()) == (client, None)
     assert cache.get(URL) is client
 
 
