@@ -10,11 +10,15 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 __all__ = ["main"]
+
+_LARGEST_SCALE_FACTOR = 100_000
 
 _DESCRIPTION = """\
 Distributed DataFusion over Arrow Flight workers.
@@ -145,7 +149,7 @@ def _add_worker(parser: argparse.ArgumentParser) -> None:
 
 def _scale_factor(text: str) -> str:
     try:
-        positive = 0 < float(text) < 100_000
+        positive = 0 < float(text) <= _LARGEST_SCALE_FACTOR
     except ValueError:
         positive = False
     if not positive:
@@ -200,5 +204,5 @@ def _function(name: str) -> Any:
         raise ValueError(f"--session-builder takes MODULE:FUNCTION, not {name!r}")
     function = getattr(importlib.import_module(module), attribute, None)
     if not callable(function):
-        raise ValueError(f"{module} has no function {attribute}")
+        raise ValueError(f"{module} has no function {attribute}")  # noqa: TRY004  # of a name
     return function

@@ -6,7 +6,7 @@ query, and on every worker through its session builder. Needs ``resolver[datafus
 
 from . import _requirements
 
-_requirements.check()
+_requirements.check()  # before anything below imports what may not be there
 
 from ._cluster import LocalCluster  # noqa: E402
 from ._dataframe import DataFrame  # noqa: E402

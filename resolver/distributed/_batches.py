@@ -56,7 +56,7 @@ def _plain_field(field: pa.Field) -> pa.Field:
     return field.with_type(_plain_type(field.type))
 
 
-def _plain_type(type_: pa.DataType) -> pa.DataType:
+def _plain_type(type_: pa.DataType) -> pa.DataType:  # noqa: PLR0911  # one line a type
     types = pa.types
     if types.is_string_view(type_):
         return pa.string()

@@ -15,18 +15,20 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final
-
-from resolver._resolver import ChannelResolver
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from ._directory import LockedDirectory
 from ._errors import ClusterStartError
 from ._planner import DistributedPhysicalOptimizerRule
 from ._session import SessionContext
 from ._state import SessionStateBuilder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from resolver._resolver import ChannelResolver
 
 __all__ = ["LocalCluster"]
 
@@ -63,7 +65,7 @@ class LocalCluster:
         self._directory: LockedDirectory | None = None
         self._finalizer: weakref.finalize[..., LocalCluster] | None = None
 
-    def start(self) -> LocalCluster:
+    def start(self) -> Self:
         """Start the workers and wait until they are ready. Once per cluster."""
         if self._finalizer is not None:
             raise RuntimeError("a LocalCluster starts once; make another one")
@@ -111,7 +113,7 @@ class LocalCluster:
         if self._finalizer is not None:
             self._finalizer()
 
-    def __enter__(self) -> LocalCluster:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(
@@ -138,7 +140,7 @@ class LocalCluster:
         if self._session_builder is not None:
             command += ["--session-builder", self._session_builder]
         with self._stderr_path(index).open("w") as stderr:
-            return subprocess.Popen(
+            return subprocess.Popen(  # noqa: S603  # our own module, and no shell
                 command,
                 stdin=subprocess.PIPE,  # the pipe whose end means that we are gone
                 stdout=subprocess.PIPE,

@@ -9,17 +9,18 @@ and ``cache()`` run on a single node for now.
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import datafusion
 import pyarrow as pa
 from datafusion import functions, lit
 
-from ._executor import HeadRun
 from ._stage import DEFAULT_WIDTH, DistributedPlan, SingleNodePlan
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from ._executor import HeadRun
     from ._session import SessionContext
 
 __all__ = ["DataFrame"]
@@ -74,7 +75,8 @@ class DataFrame(datafusion.DataFrame):
         if analyze or options:
             super().explain(verbose, analyze, **options)
         else:
-            print(self.distributed_plan().display(None if verbose else DEFAULT_WIDTH))
+            width = None if verbose else DEFAULT_WIDTH
+            print(self.distributed_plan().display(width))  # noqa: T201  # what it is for  # what it is for
 
     def collect(self) -> list[pa.RecordBatch]:
         run = self._session._start(self)
@@ -117,13 +119,16 @@ class DataFrame(datafusion.DataFrame):
         return self.to_arrow_table().to_pandas()
 
     def to_polars(self) -> Any:
-        import polars
+        import polars as pl  # noqa: PLC0415  # only who has it asks for it
 
-        return polars.from_arrow(self.to_arrow_table())
+        return pl.from_arrow(self.to_arrow_table())
 
     def to_pydict(self) -> dict[str, list[Any]]:
         table = self.to_arrow_table()
-        return {name: column.to_pylist() for name, column in zip(table.column_names, table.columns)}
+        return {
+            name: column.to_pylist()
+            for name, column in zip(table.column_names, table.columns, strict=True)
+        }
 
     def to_pylist(self) -> list[dict[str, Any]]:
         return list(self.to_arrow_table().to_pylist())

@@ -8,22 +8,24 @@ consumer may read them twice. Nothing here runs plans or knows where a plan came
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
-import pyarrow.flight as flight
+from pyarrow import flight
 
 from ._batches import cast_batch, has_dictionary
 from ._directory import LockedDirectory
 from ._wire import OutputKey, PartitionReport, PartitionTicket
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 __all__ = ["Exchange", "PartitionWriter", "QueryReleasedError", "StoredPartition", "fetch"]
 

@@ -11,29 +11,32 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import datafusion
 import pyarrow as pa
-import pyarrow.flight as flight
+from pyarrow import flight
 
 from resolver._errors import ResolverError, WorkerConnectError
-from resolver._resolver import ChannelResolver
 
 from . import _wire
 from ._errors import DistributedError, TaskFailedError, WorkerLostError
 from ._exchange import Exchange, PartitionWriter, StoredPartition, fetch
 from ._plan_proto import FileEntry, PlanNode
 from ._settings import EXECUTION, derive_context
-from ._stage import DistributedPlan, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from resolver._resolver import ChannelResolver
+
+    from ._stage import DistributedPlan, Task
 
 __all__ = ["HeadRun", "run", "worker_info"]
 
@@ -317,7 +320,7 @@ def _scan_template(
 
 def _entries(partition: StoredPartition) -> Iterator[FileEntry]:
     for path in partition.files:
-        status = os.stat(path)
+        status = path.stat()
         yield FileEntry(str(path), status.st_size, status.st_mtime_ns)
 
 

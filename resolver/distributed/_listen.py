@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import pyarrow.flight as flight
+from pyarrow import flight
 
 from resolver._urls import WorkerUrl, parse_worker_url
 
 from ._errors import InsecureListenError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["CallHeaders", "CallMiddleware", "Guard", "ListenAddress"]
 

@@ -12,12 +12,14 @@ It must not decide anything: what may run where is the planner's business.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["FileEntry", "PlanDecodeError", "PlanNode"]
 
@@ -214,7 +216,7 @@ class PlanNode:
         return tuple(children)
 
     def walk(self) -> Iterable[PlanNode]:
-        """This node and all below it, parents first."""
+        """Yield the node and all below it, parents first."""
         yield self
         for child in self.children:
             yield from child.walk()
@@ -283,7 +285,7 @@ class PlanNode:
         return PlanNode(message)
 
     def with_input(self, child: PlanNode) -> PlanNode:
-        """This node over another ``child``, for a node that has exactly one."""
+        """The node over another ``child``, for a node that has exactly one."""
         copy = self._copy()
         copy._body().input.CopyFrom(child._message)
         return copy
@@ -327,7 +329,7 @@ class PlanNode:
         return copy
 
     def coalesced(self) -> PlanNode:
-        """This plan's partitions brought into one."""
+        """The plan's partitions brought into one."""
         message = _Message()
         message.coalesce_partitions.input.CopyFrom(self._message)
         return PlanNode(message)

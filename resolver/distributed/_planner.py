@@ -9,8 +9,7 @@ Anything else stays on a single node: a slow right answer, with the reason in th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import datafusion
 
@@ -18,6 +17,9 @@ from ._plan_proto import PlanDecodeError, PlanNode
 from ._settings import EXECUTION
 from ._stage import Boundary, DistributedPlan, SingleNodePlan, Source, Stage, Task, plan_lines
 from ._task import InvalidPlanError, decode_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["DistributedPhysicalOptimizerRule", "first_line", "single_node"]
 
@@ -62,7 +64,7 @@ _REASONS: Final = {
 _NOT_UNDERSTOOD: Final = "this kind of node is not distributed"
 
 
-class _NotDistributable(Exception):
+class _NotDistributableError(Exception):
     """Carries the reason."""
 
 
@@ -97,7 +99,7 @@ class DistributedPhysicalOptimizerRule:
         """
         try:
             return _cut(plan, context, tuple(urls))
-        except _NotDistributable as reason:
+        except _NotDistributableError as reason:
             return single_node(str(reason), plan)
 
     def __repr__(self) -> str:
@@ -115,7 +117,7 @@ def _cut(
     plan: datafusion.ExecutionPlan, context: datafusion.SessionContext, urls: tuple[str, ...]
 ) -> DistributedPlan:
     if not urls:
-        raise _NotDistributable("the worker resolver names no workers")
+        raise _NotDistributableError("the worker resolver names no workers")
     root = _encoded(plan, context)
     nodes, names = _chain(root, plan)
     bottom = _leaf_stage_top(nodes, names)
@@ -134,27 +136,29 @@ def _encoded(plan: datafusion.ExecutionPlan, context: datafusion.SessionContext)
     """The plan's bytes, proven to mean the same in a session that knows nothing else."""
     displayed = plan.display_indent()
     if "DynamicFilter" in displayed:
-        raise _NotDistributable("a dynamic filter connects parts of the plan while it runs")
+        raise _NotDistributableError("a dynamic filter connects parts of the plan while it runs")
     try:
         data = plan.to_bytes(context.with_python_udf_inlining(enabled=False))
         inlined = plan.to_bytes(context.with_python_udf_inlining(enabled=True))
     except Exception as error:
-        raise _NotDistributable(f"the plan has no wire encoding ({first_line(error)})") from error
+        raise _NotDistributableError(
+            f"the plan has no wire encoding ({first_line(error)})"
+        ) from error
     try:
         root = PlanNode.parse(data)
     except PlanDecodeError as error:
-        raise _NotDistributable(str(error)) from error
+        raise _NotDistributableError(str(error)) from error
     _chain(root, plan)  # the plainest reason first
     if inlined != data:
-        raise _NotDistributable("it calls a Python function, which workers do not accept")
+        raise _NotDistributableError("it calls a Python function, which workers do not accept")
     try:
         decoded = decode_plan(data, _bare_session())
     except InvalidPlanError as error:
-        raise _NotDistributable(
+        raise _NotDistributableError(
             f"a worker could not decode the plan ({first_line(error)})"
         ) from error
     if decoded.display_indent() != displayed:
-        raise _NotDistributable("the plan changes on the wire")
+        raise _NotDistributableError("the plan changes on the wire")
     return root
 
 
@@ -164,12 +168,14 @@ def _chain(root: PlanNode, plan: datafusion.ExecutionPlan) -> tuple[list[PlanNod
     while not nodes[-1].is_scan:
         node, name = nodes[-1], names[-1].partition(":")[0]
         if node.kind not in _HEAD:
-            raise _NotDistributable(f"{name}: {_REASONS.get(node.kind, _NOT_UNDERSTOOD)}")
+            raise _NotDistributableError(f"{name}: {_REASONS.get(node.kind, _NOT_UNDERSTOOD)}")
         if node.preserves_order:
-            raise _NotDistributable(f"{name}: it merges sorted partitions while it repartitions")
+            raise _NotDistributableError(
+                f"{name}: it merges sorted partitions while it repartitions"
+            )
         inputs, below = node.children, plan.children()
         if len(inputs) != 1 or len(below) != 1:
-            raise _NotDistributable(f"{name}: {_NOT_UNDERSTOOD}")
+            raise _NotDistributableError(f"{name}: {_NOT_UNDERSTOOD}")
         plan = below[0]
         nodes.append(inputs[0])
         names.append(plan.display().strip())
@@ -180,13 +186,15 @@ def _leaf_stage_top(nodes: Sequence[PlanNode], names: Sequence[str]) -> int:
     """Index of the node at which the leaf stage begins: itself and all below it."""
     scan = nodes[-1]
     if scan.object_store_url != _LOCAL_FILES:
-        raise _NotDistributable(
+        raise _NotDistributableError(
             f"it reads from {scan.object_store_url}, which workers are not known to reach"
         )
     if scan.declares_partitioning:
-        raise _NotDistributable("the scan promises a partitioning that a cut would break")
-    if scan.file_groups < 2:
-        raise _NotDistributable("the scan is a single partition, so there is nothing to spread")
+        raise _NotDistributableError("the scan promises a partitioning that a cut would break")
+    if scan.file_groups == 1:
+        raise _NotDistributableError(
+            "the scan is a single partition, so there is nothing to spread"
+        )
     top = len(nodes) - 1
     while top > 0 and _is_partition_wise(nodes[top - 1]):
         top -= 1
@@ -195,7 +203,7 @@ def _leaf_stage_top(nodes: Sequence[PlanNode], names: Sequence[str]) -> int:
     if nodes[top - 1].is_hash_repartition:
         return top - 1
     name = names[top - 1].partition(":")[0]
-    raise _NotDistributable(f"{name}: it is no boundary at which a plan can be cut")
+    raise _NotDistributableError(f"{name}: it is no boundary at which a plan can be cut")
 
 
 def _is_partition_wise(node: PlanNode) -> bool:

@@ -15,14 +15,17 @@ import shutil
 import signal
 import sys
 import threading
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from ._worker import WorkerServer
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ._worker import WorkerServer
 
 __all__ = ["Owner", "serve"]
 
 _PARENT_POLL: Final = 0.5  # seconds
+_SIGNAL_POLL: Final = 0.2  # seconds
 # Seconds after which calls that will not end are cut off, by whether anybody may still be
 # waiting for them. gRPC itself would wait for as long as a peer keeps its socket open.
 _STOP_TIMEOUT: Final = 10.0
@@ -76,8 +79,12 @@ def serve(server: WorkerServer, owner: Owner | None = None) -> None:
         # Ctrl-C reaches the whole process group; when we end is for the owner to decide.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         owner.watch(stop)
-    print(json.dumps({"url": server.url, "pid": os.getpid()}), flush=True)
-    stop.wait()
+    sys.stdout.write(json.dumps({"url": server.url, "pid": os.getpid()}) + "\n")
+    sys.stdout.flush()
+    # A signal may land on one of gRPC's threads, which does not wake this one; and only
+    # this one runs the handler.
+    while not stop.wait(_SIGNAL_POLL):
+        pass
     orphaned = owner is not None and owner.is_gone
     timeout = _ORPHAN_STOP_TIMEOUT if orphaned else _STOP_TIMEOUT
     last_resort = threading.Timer(timeout, _cut_off, (owner,))

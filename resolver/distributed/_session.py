@@ -119,7 +119,7 @@ class SessionContext(datafusion.SessionContext):
         planner = derive_context(self, options, state.runtime)
         try:
             plan = planner.create_dataframe_from_logical_plan(frame.logical_plan()).execution_plan()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, DataFusion runs the query
             return f"it cannot be planned for workers ({first_line(error)})"
         planned = state.rule.distribute(plan, planner, urls)
         return planned.reason if isinstance(planned, SingleNodePlan) else planned

@@ -8,10 +8,12 @@ are handled here; nothing is planned or run.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import datafusion
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["EXECUTION", "PLANNING", "derive_context", "non_default_settings"]
 

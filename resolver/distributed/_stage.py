@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from ._plan_proto import PlanNode
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ._plan_proto import PlanNode
 
 __all__ = ["Boundary", "DistributedPlan", "SingleNodePlan", "Source", "Stage", "Task"]
 

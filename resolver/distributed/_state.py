@@ -6,8 +6,6 @@ session that starts a query and every worker that runs a part of it.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,6 +16,9 @@ from resolver._resolver import ChannelResolver, default_channel_resolver
 from ._worker_resolver import WorkerResolver
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
     from ._planner import DistributedPhysicalOptimizerRule
 
 __all__ = ["SessionState", "SessionStateBuilder"]

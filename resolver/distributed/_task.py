@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import datafusion
 import pyarrow as pa
@@ -20,6 +18,10 @@ import pyarrow as pa
 from ._batches import plain_schema
 from ._exchange import Exchange, PartitionWriter, QueryReleasedError, StoredPartition
 from ._wire import PartitionReport, TaskReport, TaskRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 __all__ = ["InvalidPlanError", "decode_plan", "run_task"]
 
@@ -86,7 +88,7 @@ def run_task(
 _Result = tuple[StoredPartition, pa.Schema | None]
 
 
-def _run_partitions(
+def _run_partitions(  # noqa: PLR0917  # all of them, once
     plan: datafusion.ExecutionPlan,
     context: datafusion.SessionContext,
     directory: Path,

@@ -16,10 +16,10 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Self
 
 import pyarrow as pa
-import pyarrow.flight as flight
+from pyarrow import flight
 
 from . import _wire
 from ._exchange import Exchange, QueryReleasedError, StoredPartition, read
@@ -67,7 +67,7 @@ class Worker:
         self, session_builder: SessionBuilder | None = None, *, allow_python_udfs: bool = False
     ) -> None:
         self._session_builder = session_builder or _default_session
-        self._allow_python_udfs = allow_python_udfs
+        self.allow_python_udfs: Final = allow_python_udfs
 
     @classmethod
     def from_session_builder(
@@ -161,7 +161,7 @@ class WorkerServer:
             self._exchange.close()
             self._flight.shutdown()
 
-    def __enter__(self) -> WorkerServer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -224,7 +224,7 @@ class _FlightServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow h
             session,
             self._exchange,
             context.is_cancelled,
-            allow_python_udfs=self._worker._allow_python_udfs,
+            allow_python_udfs=self._worker.allow_python_udfs,
         )
         return report.to_bytes()
 
@@ -272,7 +272,7 @@ def _answering() -> Iterator[None]:
         raise pa.ArrowKeyError("this worker does not hold that output") from None
     except QueryReleasedError as error:
         raise flight.FlightCancelledError(str(error)) from None
-    except BaseException as error:  # a Rust panic is a BaseException
+    except BaseException as error:  # noqa: BLE001  # a Rust panic is one
         _fail(error)
 
 

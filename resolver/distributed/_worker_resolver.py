@@ -6,10 +6,12 @@ and how it is reached is the ChannelResolver's business.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from resolver._urls import parse_worker_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["StaticWorkerResolver", "WorkerResolver"]
 

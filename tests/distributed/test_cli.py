@@ -17,6 +17,7 @@ import trustme
 import resolver
 from resolver.cli import main
 from resolver.distributed import _demo, _requirements, _serve, _tpch
+from tests.support.distributed import names
 
 REPOSITORY = Path(resolver.__file__).parents[1]
 
@@ -66,14 +67,14 @@ def test_the_demos_data_is_made_once_and_whole(tmp_path, monkeypatch, capfd):
     assert len(list((folder / "lineitem").iterdir())) == _tpch.PARTS
     assert main(["demo", "--workers", "1"]) == 0
     assert "is in" in capfd.readouterr().out
-    assert os.listdir(folder.parent) == [folder.name], "something half-made was left behind"
+    assert names(folder.parent) == [folder.name], "something half-made was left behind"
 
 
 def test_data_that_somebody_else_made_meanwhile_is_taken(tmp_path):
     folder = tmp_path / "data"
     (folder / "lineitem").mkdir(parents=True)
     _tpch.generate("0.001", folder)
-    assert os.listdir(folder) == ["lineitem"]
+    assert names(folder) == ["lineitem"]
 
 
 def test_data_that_has_no_place_is_an_error(tmp_path):
@@ -91,7 +92,7 @@ def test_a_generator_that_fails_leaves_no_data(tmp_path, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert "failed\n" in captured.out
     assert "code 3: no space left" in captured.err
-    assert os.listdir(tmp_path / "cache") == []
+    assert names(tmp_path / "cache") == []
 
 
 def test_a_missing_generator_says_what_to_install(monkeypatch, tmp_path):
@@ -194,7 +195,7 @@ def test_a_worker_process_serves_until_it_is_told_to_stop(tmp_path, stop):
     finally:
         process.kill()
         process.communicate()
-    assert os.listdir(tmp_path / "exchange") == []
+    assert names(tmp_path / "exchange") == []
 
 
 def test_a_worker_whose_calls_do_not_end_is_cut_off(tmp_path):
@@ -212,7 +213,7 @@ def test_a_worker_whose_calls_do_not_end_is_cut_off(tmp_path):
         [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, timeout=60, check=False
     )
     assert done.returncode == 1, done.stderr
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 def test_importing_resolver_brings_neither_datafusion_nor_protobuf():

@@ -13,10 +13,15 @@ import pytest
 
 import resolver
 from resolver import DefaultChannelResolver
-from resolver.distributed import ClusterStartError, LocalCluster, SessionStateBuilder, WorkerResolver
+from resolver.distributed import (
+    ClusterStartError,
+    LocalCluster,
+    SessionStateBuilder,
+    WorkerResolver,
+)
 from resolver.distributed._executor import worker_info
 from resolver.distributed._tpch import QUERIES
-from tests.support.distributed import eventually
+from tests.support.distributed import eventually, names
 
 REPOSITORY = Path(resolver.__file__).parents[1]
 
@@ -55,9 +60,9 @@ def test_nothing_is_left_after_it(temporary, register):
         register(session)
         stream = session.sql("SELECT * FROM lineitem WHERE l_quantity < 3").execute_stream()
         next(stream)
-        assert os.listdir(temporary) != []
+        assert names(temporary) != []
     assert [process.returncode for process in cluster.processes] == [0, 0]
-    assert os.listdir(temporary) == []
+    assert names(temporary) == []
     cluster.close()
 
 
@@ -65,7 +70,7 @@ def test_nothing_is_left_after_an_error(temporary):
     with pytest.raises(ZeroDivisionError), LocalCluster(workers=1) as cluster:
         raise ZeroDivisionError
     assert cluster.processes[0].returncode == 0
-    assert os.listdir(temporary) == []
+    assert names(temporary) == []
 
 
 def test_nothing_is_left_after_it_was_forgotten(temporary):
@@ -73,7 +78,7 @@ def test_nothing_is_left_after_it_was_forgotten(temporary):
     process = cluster.processes[0]
     del cluster
     eventually(lambda: process.returncode is not None)
-    assert os.listdir(temporary) == []
+    assert names(temporary) == []
 
 
 def test_a_killed_and_a_stopped_worker_are_cleaned_up_too(temporary, monkeypatch):
@@ -82,7 +87,7 @@ def test_a_killed_and_a_stopped_worker_are_cleaned_up_too(temporary, monkeypatch
         cluster.processes[0].kill()
         os.kill(cluster.processes[1].pid, signal.SIGSTOP)
     assert [process.returncode for process in cluster.processes] == [-signal.SIGKILL] * 2
-    assert os.listdir(temporary) == []
+    assert names(temporary) == []
 
 
 OWNER = """
@@ -116,7 +121,7 @@ def owner(temporary, tpch, before="pass"):
     pids = [int(pid) for pid in process.stdout.readline().split()]
     assert len(pids) == 2
     assert all(map(alive, pids))
-    assert os.listdir(temporary) != []
+    assert names(temporary) != []
     return process, pids
 
 
@@ -125,7 +130,7 @@ def test_nothing_is_left_after_the_owner_was_killed(temporary, tpch):
     process.kill()
     process.communicate()
     eventually(lambda: not any(map(alive, pids)))
-    assert os.listdir(temporary) == []
+    assert names(temporary) == []
 
 
 def test_a_copy_of_the_pipe_in_another_process_does_not_keep_workers_alive(temporary, tpch):
@@ -140,7 +145,7 @@ def test_a_copy_of_the_pipe_in_another_process_does_not_keep_workers_alive(tempo
     assert alive(forked), "the copy of the pipe was not open after all"
     os.kill(forked, signal.SIGKILL)
     process.stdout.close()
-    eventually(lambda: os.listdir(temporary) == [])
+    eventually(lambda: names(temporary) == [])
 
 
 def test_ctrl_c_is_the_owners_to_handle(temporary):
@@ -164,7 +169,7 @@ def test_a_forked_child_does_not_stop_the_cluster(temporary):
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)], check=True, cwd=REPOSITORY
     )
-    assert os.listdir(temporary) == []
+    assert names(temporary) == []
 
 
 def test_a_worker_that_fails_to_start_is_told_with_its_stderr(temporary):
@@ -172,7 +177,7 @@ def test_a_worker_that_fails_to_start_is_told_with_its_stderr(temporary):
     with pytest.raises(ClusterStartError, match="No module named 'no_such_module'"):
         cluster.start()
     assert all(process.returncode is not None for process in cluster.processes)
-    assert os.listdir(temporary) == []
+    assert names(temporary) == []
 
 
 def test_a_worker_that_is_not_ready_in_time_is_an_error(temporary, tmp_path):
@@ -185,7 +190,7 @@ def test_a_worker_that_is_not_ready_in_time_is_an_error(temporary, tmp_path):
     )
     with pytest.raises(ClusterStartError, match=r"not ready within 0\.2 s"):
         cluster.start()
-    assert os.listdir(temporary) == []
+    assert names(temporary) == []
 
 
 def test_a_cluster_starts_once_and_needs_a_worker(temporary):
@@ -215,11 +220,14 @@ def test_a_custom_resolver_is_registered_on_both_sides(temporary, tmp_path, regi
             """
         )
     )
-    with LocalCluster(
-        workers=2,
-        session_builder="my_cluster:build",
-        environment={"PYTHONPATH": str(tmp_path)},
-    ) as cluster, DefaultChannelResolver() as mine:
+    with (
+        LocalCluster(
+            workers=2,
+            session_builder="my_cluster:build",
+            environment={"PYTHONPATH": str(tmp_path)},
+        ) as cluster,
+        DefaultChannelResolver() as mine,
+    ):
         builder = SessionStateBuilder().with_options({"datafusion.execution.batch_size": 1_000})
         session = cluster.session(mine, builder=builder)
         register(session)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from resolver.distributed._directory import LockedDirectory
 from resolver.distributed._exchange import Exchange, PartitionWriter, QueryReleasedError, read
 from resolver.distributed._wire import OutputKey, PartitionTicket
-from tests.support.distributed import eventually
+from tests.support.distributed import eventually, names
 
 QUERY = "0" * 32
 KEY = OutputKey(QUERY, 1, 0, 0)
@@ -83,7 +83,7 @@ def test_release_removes_output_and_refuses_late_tasks(exchange):
     store(exchange, KEY, pa.record_batch({"a": [1]}))
     exchange.release(QUERY)
     exchange.release(QUERY)
-    assert os.listdir(exchange.path) == [".lock"]
+    assert names(exchange.path) == [".lock"]
     with pytest.raises(QueryReleasedError), exchange.task(KEY):
         pass
     with pytest.raises(QueryReleasedError):
@@ -98,7 +98,7 @@ def test_a_release_during_a_task_leaves_nothing(exchange):
         directory.mkdir(parents=True)
         (directory / "late.arrow").write_bytes(b"written by a task that had not noticed yet")
         exchange.publish(KEY, [])
-    assert os.listdir(exchange.path) == [".lock"]
+    assert names(exchange.path) == [".lock"]
 
 
 def test_a_release_at_the_very_end_of_a_task_leaves_nothing(exchange):
@@ -106,7 +106,7 @@ def test_a_release_at_the_very_end_of_a_task_leaves_nothing(exchange):
         exchange.publish(KEY, [])
         exchange.release(QUERY)
         directory.mkdir(parents=True)
-    assert os.listdir(exchange.path) == [".lock"]
+    assert names(exchange.path) == [".lock"]
 
 
 def test_a_failed_task_leaves_nothing_and_may_run_again(exchange):
@@ -161,7 +161,7 @@ def test_closing_waits_for_running_tasks_and_removes_everything(tmp_path):
     exchange.close()
     thread.join(10)
     assert not thread.is_alive()
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
     with pytest.raises(QueryReleasedError), exchange.task(OutputKey("1" * 32, 1, 0, 0)):
         pass
 
@@ -171,7 +171,7 @@ def test_a_directory_goes_with_its_object(tmp_path):
     assert directory.path.name.startswith("resolver-test-")
     assert str(directory.path) in repr(directory)
     del directory
-    eventually(lambda: os.listdir(tmp_path) == [])
+    eventually(lambda: names(tmp_path) == [])
 
 
 def test_a_directory_of_a_killed_process_is_removed_by_the_next(tmp_path):
@@ -186,19 +186,19 @@ def test_a_directory_of_a_killed_process_is_removed_by_the_next(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    left = process.stdout.readline().strip()
+    left = Path(process.stdout.readline().strip())
     mine = LockedDirectory("test", tmp_path)
-    assert os.path.exists(left), "a living process lost its directory"
+    assert left.exists(), "a living process lost its directory"
     process.kill()
     process.communicate()
-    assert os.path.exists(left)
+    assert left.exists()
     other = LockedDirectory("test", tmp_path)
-    assert not os.path.exists(left)
+    assert not left.exists()
     assert mine.path.exists()
     assert other.path.exists()
     mine.close()
     other.close()
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 def test_a_forked_child_does_not_remove_what_its_parent_owns(tmp_path):

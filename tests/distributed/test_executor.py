@@ -20,11 +20,11 @@ from resolver.distributed import (
     TaskFailedError,
     Worker,
     WorkerLostError,
+    _executor,
 )
-from resolver.distributed import _executor
 from resolver.distributed._tpch import QUERIES
 from resolver.distributed._wire import EXECUTE_TASK, TaskReport
-from tests.support.distributed import DirectResolver, rows
+from tests.support.distributed import DirectResolver, names, rows
 
 QUERY = "SELECT l_shipmode, count(*) AS n, min(l_comment) AS c FROM lineitem GROUP BY l_shipmode"
 NOBODY = "http://127.0.0.1:1"
@@ -41,9 +41,7 @@ class Workers:
 @pytest.fixture
 def servers(tmp_path):
     """Two workers in this process."""
-    started = [
-        Worker().into_flight_server(exchange_dir=tmp_path / f"worker-{n}") for n in range(2)
-    ]
+    started = [Worker().into_flight_server(exchange_dir=tmp_path / f"worker-{n}") for n in range(2)]
     yield started
     for server in started:
         server.shutdown()
@@ -67,7 +65,7 @@ def make(tmp_path, register):
 
 
 def nothing_left(session):
-    return os.listdir(session._shared.exchange().path) == [".lock"]
+    return names(session._shared.exchange().path) == [".lock"]
 
 
 def test_a_dead_worker_costs_its_task_and_no_row(make, servers, single):
@@ -217,7 +215,9 @@ def test_an_incomplete_answer_is_never_an_answer(make, servers, change, error, m
 
 
 def test_tasks_that_disagree_about_the_schema_are_an_error(make, servers):
-    schemas = iter([pa.schema([("l_tax", pa.decimal128(15, 2))]), pa.schema([("x", pa.int64())])] * 2)
+    schemas = iter(
+        [pa.schema([("l_tax", pa.decimal128(15, 2))]), pa.schema([("x", pa.int64())])] * 2
+    )
     lock = threading.Lock()
 
     def other_schema(report):

@@ -89,7 +89,7 @@ def test_a_tls_url_needs_a_certificate():
     [{"tls_key": b"k"}, {"tls_certificate": b"c"}, {"client_ca": b"ca"}, {"token": ""}],
 )
 def test_half_a_guard_is_refused(options):
-    with pytest.raises(ValueError, match="tls_certificate|empty"):
+    with pytest.raises(ValueError, match=r"tls_certificate|empty"):
         Guard(**options)
 
 
@@ -171,6 +171,8 @@ def test_a_query_with_client_certificates(tls, authority, certificate, register,
         }
         with flight.connect(server.location, **options) as known:
             assert len(known.list_actions()) == 3
-        with flight.connect(server.location, tls_root_certs=roots) as stranger:
-            with pytest.raises(pa.ArrowException):
-                list(stranger.list_actions())
+        with (
+            flight.connect(server.location, tls_root_certs=roots) as stranger,
+            pytest.raises(pa.ArrowException),
+        ):
+            list(stranger.list_actions())

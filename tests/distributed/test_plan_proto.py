@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import duckdb
 import duckdb_extension_tpch
 import pyarrow as pa
 import pytest
 from datafusion import ExecutionPlan, SessionContext
-from pathlib import Path
 
 from resolver.distributed._plan_proto import FileEntry, PlanDecodeError, PlanNode
 from resolver.distributed._settings import EXECUTION
@@ -68,7 +69,7 @@ def test_a_zero_that_was_written_is_written_back(planning):
 
 
 def test_a_scan_can_be_cut_down_to_some_of_its_groups(planning):
-    plan, scan = encoded(planning, "SELECT l_orderkey FROM lineitem")
+    _, scan = encoded(planning, "SELECT l_orderkey FROM lineitem")
     assert scan.is_scan
     assert scan.file_groups == 3
 
@@ -107,7 +108,7 @@ def test_an_input_can_be_replaced(planning):
 
 
 def test_a_coalesced_plan_has_one_partition(planning):
-    plan, node = encoded(planning, "SELECT l_orderkey FROM lineitem")
+    _, node = encoded(planning, "SELECT l_orderkey FROM lineitem")
     assert decoded(planning, node.coalesced()).partition_count == 1
 
 

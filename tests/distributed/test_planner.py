@@ -7,8 +7,12 @@ import pyarrow as pa
 import pytest
 from datafusion import ExecutionPlan, col, udf
 
-from resolver.distributed import DistributedPhysicalOptimizerRule, DistributedPlan, SingleNodePlan
-from resolver.distributed import _planner
+from resolver.distributed import (
+    DistributedPhysicalOptimizerRule,
+    DistributedPlan,
+    SingleNodePlan,
+    _planner,
+)
 from resolver.distributed._plan_proto import PlanNode
 from resolver.distributed._settings import PLANNING
 from resolver.distributed._stage import Boundary, Source
@@ -33,9 +37,7 @@ def test_a_grouped_aggregate_is_cut_at_its_shuffle(planning):
     assert plan.stage.boundary is Boundary.SHUFFLE
     assert kinds(plan.stage.plan) == ["repartition", "aggregate", "parquet_scan"]
     assert [node.kind for node in plan.head] == ["projection", "aggregate"]
-    assert plan.stage.inputs == tuple(
-        tuple(Source(task, k) for task in range(3)) for k in range(3)
-    )
+    assert plan.stage.inputs == tuple(tuple(Source(task, k) for task in range(3)) for k in range(3))
 
 
 def test_an_ungrouped_aggregate_is_cut_at_its_coalesce(planning):
@@ -81,7 +83,9 @@ def test_a_round_robin_repartition_is_dropped_inside_a_stage(register):
         }
     )
     register(session)
-    query = "SELECT l_shipmode, sum(l_tax + l_discount * 2) FROM lineitem WHERE l_tax > 0 GROUP BY 1"
+    query = (
+        "SELECT l_shipmode, sum(l_tax + l_discount * 2) FROM lineitem WHERE l_tax > 0 GROUP BY 1"
+    )
     frame = session.sql(query)
     assert "RoundRobinBatch" in frame.execution_plan().display_indent()
     plan = distribute(session, query)
@@ -92,9 +96,15 @@ def test_a_round_robin_repartition_is_dropped_inside_a_stage(register):
 @pytest.mark.parametrize(
     ("query", "reason"),
     [
-        ("SELECT count(*) FROM orders JOIN customer ON o_custkey = c_custkey", "HashJoinExec: joins"),
+        (
+            "SELECT count(*) FROM orders JOIN customer ON o_custkey = c_custkey",
+            "HashJoinExec: joins",
+        ),
         ("SELECT * FROM orders CROSS JOIN nation", "CrossJoinExec: joins"),
-        ("SELECT * FROM orders JOIN nation ON o_custkey < n_nationkey", "joins run on a single node"),
+        (
+            "SELECT * FROM orders JOIN nation ON o_custkey < n_nationkey",
+            "joins run on a single node",
+        ),
         ("SELECT row_number() OVER (ORDER BY l_tax) FROM lineitem", "window functions"),
         ("SELECT l_tax FROM lineitem UNION ALL SELECT c_acctbal FROM customer", "unions"),
         ("SELECT * FROM (VALUES (1), (2))", "in-process table"),
@@ -159,7 +169,9 @@ def test_an_in_process_table_is_named_as_the_reason(planning):
         planning.deregister_table("in_process")
 
 
-def edited(monkeypatch, planning, change, query="SELECT count(l_tax) FROM lineitem WHERE l_tax > 0"):
+def edited(
+    monkeypatch, planning, change, query="SELECT count(l_tax) FROM lineitem WHERE l_tax > 0"
+):
     """What becomes of a plan whose nodes look as ``change`` says."""
     for name, value in change.items():
         monkeypatch.setattr(PlanNode, name, property(value))
@@ -211,9 +223,7 @@ def test_hive_partitions_travel_with_their_files(tmp_path, planning):
         planning.sql(f"SELECT l_orderkey FROM lineitem LIMIT {year - 1990}").write_parquet(
             str(tmp_path / f"year={year}")
         )
-    planning.register_parquet(
-        "hive", str(tmp_path), table_partition_cols=[("year", pa.int32())]
-    )
+    planning.register_parquet("hive", str(tmp_path), table_partition_cols=[("year", pa.int32())])
     try:
         plan = distribute(planning, "SELECT year, count(l_orderkey) FROM hive GROUP BY 1")
     finally:

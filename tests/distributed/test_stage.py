@@ -13,7 +13,9 @@ def test_the_tree_of_a_distributed_plan(planning):
     plan = RULE.distribute(
         planning.sql(query).execution_plan(), planning, ["http://127.0.0.1:1", "http://127.0.0.1:2"]
     )
-    assert str(plan) == """\
+    assert (
+        str(plan)
+        == """\
 ┌───── Head stage ── coordinator ── 3 partitions
 │ ProjectionExec: expr=[l_shipmode@0 as m, count(Int64(1))@1 as n]
 │   AggregateExec: mode=FinalPartitioned, gby=[l_shipmode@0 as l_shipmode], aggr=[count(Int64(1))]
@@ -27,17 +29,23 @@ def test_the_tree_of_a_distributed_plan(planning):
   │   AggregateExec: mode=Partial, gby=[l_shipmode@0 as l_shipmode], aggr=[count(Int64(1))]
   │     DataSourceExec: 4 files in 3 groups, projection=[l_shipmode], file_type=parquet
   └──────────────────────────"""
+    )
 
 
 def test_the_tree_of_a_single_node_plan_leads_with_the_reason(planning):
-    plan = RULE.distribute(planning.sql("SELECT 1 AS one").execution_plan(), planning, ["http://a:1"])
-    assert str(plan) == """\
+    plan = RULE.distribute(
+        planning.sql("SELECT 1 AS one").execution_plan(), planning, ["http://a:1"]
+    )
+    assert (
+        str(plan)
+        == """\
 ┌───── Single node ── coordinator ── 1 partition
 │ not distributed: PlaceholderRowExec: it reads no files
 │
 │ ProjectionExec: expr=[1 as one]
 │   PlaceholderRowExec
 └─────────────────────────────────────────────────"""
+    )
 
 
 def test_long_lines_are_clipped_and_the_reason_is_not(planning):
@@ -73,7 +81,9 @@ def test_more_tasks_than_fit_are_counted(register):
     )
     register(session)
     urls = [f"http://10.0.0.{n}:1" for n in range(18)]
-    plan = RULE.distribute(session.sql("SELECT l_tax FROM lineitem").execution_plan(), session, urls)
+    plan = RULE.distribute(
+        session.sql("SELECT l_tax FROM lineitem").execution_plan(), session, urls
+    )
     assert len(plan.stage.tasks) == 18
     assert "│ … and 2 more tasks" in plan.display()
     assert "http://10.0.0.15:1" in plan.display()

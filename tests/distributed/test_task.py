@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
+from pathlib import Path
 
 import cloudpickle
 import datafusion
@@ -17,7 +17,7 @@ from resolver.distributed._plan_proto import PlanNode
 from resolver.distributed._settings import EXECUTION
 from resolver.distributed._task import InvalidPlanError, decode_plan, run_task
 from resolver.distributed._wire import OutputKey, PartitionTicket, TaskRequest
-from tests.support.distributed import configured, rows
+from tests.support.distributed import configured, names, rows
 
 KEY = OutputKey("0" * 32, 1, 0, 0)
 
@@ -76,7 +76,7 @@ def test_batches_without_columns_keep_their_count(planning, executing, exchange,
     plan = planning.sql(query).execution_plan()
     while plan.display().strip().partition(":")[0] != "FilterExec":
         (plan,) = plan.children()
-    report, partitions = run(planning, executing, exchange, plan)
+    _, partitions = run(planning, executing, exchange, plan)
     assert partitions[0][0].num_columns == 0
     expected = single.sql("SELECT l_tax FROM lineitem WHERE l_quantity < 3").count()
     assert sum(batch.num_rows for batches in partitions for batch in batches) == expected
@@ -110,7 +110,7 @@ def test_a_failing_partition_ends_the_task_with_datafusions_words(planning, exec
     query = "SELECT CAST(l_comment AS INT) FROM lineitem"
     with pytest.raises(Exception, match="Cannot cast string"):
         run(planning, executing, exchange, query)
-    assert os.listdir(exchange.path / KEY.query) == []
+    assert names(exchange.path / KEY.query) == []
 
 
 def test_a_panic_is_an_error_of_the_task(planning, executing, exchange, monkeypatch):
@@ -122,10 +122,10 @@ def test_a_panic_is_an_error_of_the_task(planning, executing, exchange, monkeypa
         return run_partition(plan, 0, *rest)  # the same partition twice: DataFusion panics
 
     monkeypatch.setattr(_task, "_run_partition", again)
-    with pytest.raises(BaseException, match="partition not used yet") as raised:  # noqa: PT011
+    with pytest.raises(BaseException, match="partition not used yet") as raised:
         run(planning, executing, exchange, plan)
     assert not isinstance(raised.value, Exception), "a panic is an Exception now: simplify the edge"
-    assert os.listdir(exchange.path / KEY.query) == []
+    assert names(exchange.path / KEY.query) == []
 
 
 def test_a_release_ends_a_running_task(planning, executing, exchange):
@@ -135,13 +135,13 @@ def test_a_release_ends_a_running_task(planning, executing, exchange):
 
     with pytest.raises(QueryReleasedError):
         run(planning, executing, exchange, "SELECT * FROM lineitem, nation", release)
-    assert os.listdir(exchange.path) == [".lock"]
+    assert names(exchange.path) == [".lock"]
 
 
 def test_a_caller_that_has_gone_ends_a_running_task(planning, executing, exchange):
     with pytest.raises(QueryReleasedError, match="gone away"):
         run(planning, executing, exchange, "SELECT * FROM lineitem, nation, region", lambda: True)
-    assert os.listdir(exchange.path / KEY.query) == []
+    assert names(exchange.path / KEY.query) == []
 
 
 def test_partitions_that_disagree_about_the_schema_are_an_error(
@@ -205,8 +205,7 @@ class Bomb:
 
 
 def _explode(mark):
-    with open(mark, "w") as file:
-        file.write("code of the plan's sender ran")
+    Path(mark).write_text("code of the plan's sender ran")
     return abs
 
 

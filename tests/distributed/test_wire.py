@@ -23,7 +23,9 @@ KEY = OutputKey(QUERY, 1, 2, 0)
 TICKET = {"query": QUERY, "stage": 1, "task": 2, "attempt": 0, "partition": 3}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -69,7 +71,9 @@ def test_a_ticket_without_a_field_is_refused(missing):
         PartitionTicket.parse(json.dumps(fields).encode())
 
 
-@pytest.mark.parametrize("parse", [PartitionTicket.parse, TaskRequest.parse, TaskReport.parse, parse_query_id])
+@pytest.mark.parametrize(
+    "parse", [PartitionTicket.parse, TaskRequest.parse, TaskReport.parse, parse_query_id]
+)
 @pytest.mark.parametrize(
     "data", [b"", b"\n", b"[]", b"{}", b"null", b"\xff\xfe", b"[" * 100_000, b"x" * 2_000_000]
 )
@@ -108,7 +112,13 @@ def test_settings_must_be_strings(settings):
 
 @pytest.mark.parametrize(
     "change",
-    [{"partitions": [[1, 2]]}, {"partitions": 3}, {"schema": "%%%"}, {"schema": 1}, {"seconds": "x"}],
+    [
+        {"partitions": [[1, 2]]},
+        {"partitions": 3},
+        {"schema": "%%%"},
+        {"schema": 1},
+        {"seconds": "x"},
+    ],
 )
 def test_a_malformed_report_is_refused(change):
     report = {"partitions": [[1, 2, 3]], "schema": None, "seconds": 1.0}

@@ -24,7 +24,7 @@ from resolver.distributed._wire import (
     TaskReport,
     TaskRequest,
 )
-from tests.support.distributed import DirectResolver, rows
+from tests.support.distributed import DirectResolver, names, rows
 
 QUERY = "0123456789abcdef" * 2
 KEY = OutputKey(QUERY, 1, 0, 0)
@@ -169,12 +169,14 @@ def test_the_session_builder_is_called_with_builder_and_headers(tmp_path, planni
         return query.builder.with_distributed_channel_resolver(mine).build()
 
     worker = Worker.from_session_builder(build)
-    with worker.into_flight_server(exchange_dir=tmp_path) as server:
-        with flight.connect(server.location) as client:
-            options = flight.FlightCallOptions(headers=[(b"x-tenant", b"blue")])
-            body = request(planning, "SELECT l_tax FROM lineitem WHERE l_quantity < 0")
-            _act(client, EXECUTE_TASK, body, options)
-            info = json.loads(_act(client, WORKER_INFO, b""))
+    with (
+        worker.into_flight_server(exchange_dir=tmp_path) as server,
+        flight.connect(server.location) as client,
+    ):
+        options = flight.FlightCallOptions(headers=[(b"x-tenant", b"blue")])
+        body = request(planning, "SELECT l_tax FROM lineitem WHERE l_quantity < 0")
+        _act(client, EXECUTE_TASK, body, options)
+        info = json.loads(_act(client, WORKER_INFO, b""))
     assert calls[0].headers["x-tenant"] == "blue"
     assert worker.build_session({}).channel_resolver is mine
     assert info["resolver"] == "DirectResolver"
@@ -186,10 +188,12 @@ def test_the_session_builder_may_be_async(tmp_path, planning):
     async def build(query):
         return query.builder.build()
 
-    with Worker.from_session_builder(build).into_flight_server(exchange_dir=tmp_path) as server:
-        with flight.connect(server.location) as client:
-            body = request(planning, "SELECT l_tax FROM lineitem")
-            assert len(execute(client, body).partitions) == 3
+    with (
+        Worker.from_session_builder(build).into_flight_server(exchange_dir=tmp_path) as server,
+        flight.connect(server.location) as client,
+    ):
+        body = request(planning, "SELECT l_tax FROM lineitem")
+        assert len(execute(client, body).partitions) == 3
 
 
 @pytest.mark.parametrize(
@@ -200,10 +204,12 @@ def test_the_session_builder_may_be_async(tmp_path, planning):
     ],
 )
 def test_a_broken_session_builder_is_told_to_the_caller(tmp_path, planning, build, message):
-    with Worker.from_session_builder(build).into_flight_server(exchange_dir=tmp_path) as server:
-        with flight.connect(server.location) as client:
-            with pytest.raises(flight.FlightServerError, match=message):
-                execute(client, request(planning, "SELECT l_tax FROM lineitem"))
+    with (
+        Worker.from_session_builder(build).into_flight_server(exchange_dir=tmp_path) as server,
+        flight.connect(server.location) as client,
+    ):
+        with pytest.raises(flight.FlightServerError, match=message):
+            execute(client, request(planning, "SELECT l_tax FROM lineitem"))
 
 
 def test_a_plain_worker_uses_the_default_resolver():
@@ -224,7 +230,7 @@ def test_a_worker_tells_about_itself(server):
 def test_a_taken_port_is_refused(server, tmp_path):
     with pytest.raises(OSError, match="cannot listen"):
         Worker().into_flight_server(server.location, exchange_dir=tmp_path / "other")
-    assert os.listdir(tmp_path / "other") == []
+    assert names(tmp_path / "other") == []
 
 
 def test_a_server_knows_its_address(server):
@@ -235,9 +241,11 @@ def test_a_server_knows_its_address(server):
 
 def test_a_server_on_ipv6_and_on_a_unix_socket(tmp_path):
     for location in ("grpc://[::1]:0", f"grpc+unix://{tmp_path}/w"):
-        with Worker().into_flight_server(location, exchange_dir=tmp_path) as server:
-            with flight.connect(server.location) as client:
-                assert len(client.list_actions()) == 3
+        with (
+            Worker().into_flight_server(location, exchange_dir=tmp_path) as server,
+            flight.connect(server.location) as client,
+        ):
+            assert len(client.list_actions()) == 3
 
 
 def test_shutdown_ends_serve_and_running_tasks_and_leaves_nothing(tmp_path, planning):
@@ -263,4 +271,4 @@ def test_shutdown_ends_serve_and_running_tasks_and_leaves_nothing(tmp_path, plan
         thread.join(20)
         assert not thread.is_alive()
     assert isinstance(outcome[0], flight.FlightError)
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []

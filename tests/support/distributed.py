@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import datafusion
@@ -43,6 +44,11 @@ def eventually(condition: Callable[[], object], seconds: float = 20.0) -> None:
 def rows(table: pa.Table) -> list[str]:
     """The rows as a multiset."""
     return sorted(repr(list(row.values())) for row in table.to_pylist())
+
+
+def names(folder: Path) -> list[str]:
+    """What is in ``folder``."""
+    return sorted(path.name for path in folder.iterdir())
 
 
 def configured(settings: dict[str, str]) -> datafusion.SessionContext:
