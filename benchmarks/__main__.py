@@ -1,0 +1,139 @@
+"""``python -m benchmarks``: one table, every peer beside the resolver, every target.
+
+Progress goes to stderr, the table to stdout. Exits with 1 when a target is missed.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from . import hits, scaling, scenarios
+from .measure import gil_enabled, heading
+from .peers import CACHEBOX, CACHETOOLS, DICT, LRU_CACHE, RESOLVER
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: `figure` is what the target bounds; a row without a target is only shown."""
+
+    what: str
+    measured: str
+    compared: str = ""
+    figure: float = 0.0
+    at_most: float | None = None
+    at_least: float | None = None
+    unit: str = "x"
+
+    @property
+    def missed(self) -> bool:
+        """Whether a target is not reached."""
+        over = self.at_most is not None and self.figure > self.at_most
+        return over or (self.at_least is not None and self.figure < self.at_least)
+
+    def cells(self) -> tuple[str, str, str, str, str]:
+        """The line of the table."""
+        if self.at_most is not None:
+            target = f"at most {self.at_most:.4g}{self.unit}"
+        elif self.at_least is not None:
+            target = f"at least {self.at_least:.4g}{self.unit}"
+        else:
+            return self.what, self.measured, self.compared, "", ""
+        return self.what, self.measured, self.compared, target, "MISS" if self.missed else "pass"
+
+
+def hit_rows() -> list[Row]:
+    """A hit, beside each peer's."""
+    at_most = {DICT: 1.3, LRU_CACHE: 0.8}
+    at_least = {CACHEBOX: 1.4, CACHETOOLS: 12.0}
+    rows = []
+    for name, (nanoseconds, over_ours) in hits.measure().items():
+        what, measured = f"a hit: {name}", f"{nanoseconds:.0f} ns"
+        if name == RESOLVER:
+            rows.append(Row(what, measured))
+        elif name in at_most:
+            ratio = 1 / over_ours
+            compared = f"resolver / it: {ratio:.2f}x"
+            rows.append(Row(what, measured, compared, ratio, at_most=at_most[name]))
+        else:
+            compared = f"it / resolver: {over_ours:.1f}x"
+            rows.append(Row(what, measured, compared, over_ours, at_least=at_least.get(name)))
+    return rows
+
+
+def request_rows() -> list[Row]:
+    """Requests to a real server."""
+    what = {
+        scenarios.HELD: "a small do_get: client held",
+        scenarios.RESOLVED: "a small do_get: resolved each time",
+        scenarios.NEW_CLIENT: "a small do_get: new FlightClient each time",
+    }
+    at_most = {scenarios.RESOLVED: 1.02}
+    rows = []
+    for style, (microseconds, ratio) in scenarios.requests().items():
+        compared = "" if style == scenarios.HELD else f"it / held: {ratio:.3f}x"
+        measured = f"{microseconds:.0f} us"
+        rows.append(Row(what[style], measured, compared, ratio, at_most=at_most.get(style)))
+    return rows
+
+
+def cold_rows() -> list[Row]:
+    """What has no client yet."""
+    connects = scenarios.stampede()
+    seconds = scenarios.silent_peers()
+    return [
+        Row("256 threads, one cold URL", f"{connects}", "", connects, at_most=1, unit=" connect"),
+        Row(
+            "64 threads, 64 silent peers, connect_timeout=1",
+            f"{seconds:.2f} s", "", seconds, at_most=2, unit=" s",
+        ),
+    ]  # fmt: skip
+
+
+def memory_rows() -> list[Row]:
+    """What the map itself weighs."""
+    weight = scenarios.bytes_per_url()
+    what = "memory per URL, at 65,536 URLs"
+    return [Row(what, f"{weight:.0f} bytes", "", weight, at_most=256, unit=" bytes")]
+
+
+def scaling_rows() -> list[Row]:
+    """Two threads beside one, where threads run at once."""
+    what = "2 threads on disjoint URLs / 1 thread"
+    if gil_enabled():
+        return [Row(what, "not here", "make free-threaded")]
+    figures = scaling.measure()
+    compared = f"dict: {figures['dict']:.2f}x"
+    measured = f"{figures['resolver']:.2f}x"
+    return [Row(what, measured, compared, figures["resolver"], at_least=figures["dict"])]
+
+
+def main() -> int:
+    """Measure everything and print the table."""
+    parts = {
+        "hits": hit_rows,
+        "requests": request_rows,
+        "cold starts": cold_rows,
+        "memory": memory_rows,
+        "threads": scaling_rows,
+    }
+    rows: list[Row] = []
+    for name, measure in parts.items():
+        print(f"measuring {name} ...", file=sys.stderr, flush=True)
+        rows += measure()
+    titles = ("what", "measured", "compared", "target", "")
+    lines = [titles, *(row.cells() for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
+    print(f"\n{heading()}\n")
+    for line in lines:
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        )
+    missed = [row.what for row in rows if row.missed]
+    if missed:
+        print(f"\nmissed: {', '.join(missed)}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
