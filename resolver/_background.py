@@ -72,6 +72,9 @@ class Disposer(_Daemon):
     and may run user code. Never calls ``close()``: as long as anybody holds a client,
     it stays usable.
 
+    On a free-threaded build, the interpreter may hand the end of a client to the thread
+    that made it, as long as that runs: counts are biased towards the maker.
+
     A client in a reference cycle seems held for ever. So one that the garbage collector
     knows is let go after a while whoever holds it; a plain ``FlightClient`` is none.
     """

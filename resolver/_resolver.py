@@ -86,7 +86,8 @@ class DefaultChannelResolver(ClientCache):
     ``connections_per_url``
         Clients per URL. Threads are spread over them; one thread stays with one.
     ``failure_ttl``
-        Seconds for which a failed connect is answered from memory; 0: not at all.
+        Seconds for which a failed connect is answered from memory; 0: not at all. The
+        causes of such an error carry no traceback.
 
     A client that is dropped is never closed: whoever holds it may go on using it, and
     when the last holder lets go it is released on a background thread.
@@ -184,6 +185,8 @@ class DefaultChannelResolver(ClientCache):
         self._watch()
         client, error = self._try_to_connect(key)
         if error is not None:
+            if self.failure_ttl:
+                _drop_tracebacks(error)
             self._fail(key, lane, pending, self.failure_ttl)
             pending.fail(error)
             try:
@@ -392,6 +395,18 @@ def _as_connect_error(key: str, cause: Exception) -> ResolverError:
     error = kind(f"Could not connect to worker {key}: {type(cause).__name__}: {cause}", url=key)
     error.__cause__ = cause
     return error
+
+
+def _drop_tracebacks(error: BaseException) -> None:
+    """Before `error` is remembered: through them it would keep its callers' frames alive."""
+    seen: set[int] = set()
+    chain: list[BaseException | None] = [error]
+    while chain:
+        each = chain.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            each.__traceback__ = None
+            chain += each.__cause__, each.__context__
 
 
 def _check_seconds(name: str, value: Any, *, at_least: str) -> None:

@@ -383,6 +383,30 @@ def test_a_failed_connect_leaves_no_reference_cycle(no_gc, error):
         wait_until(lambda reference=reference: reference() is None)
 
 
+def test_a_remembered_failure_keeps_no_frame_of_its_callers(no_gc):
+    class Local:
+        pass
+
+    class Refusing:
+        def connect(self, url):
+            try:
+                raise OSError("no route")
+            except OSError:
+                raise TimeoutError("gave up")  # noqa: B904 -- the context is what this is about
+
+    def call():
+        local = Local()
+        with pytest.raises(WorkerConnectTimeoutError):
+            resolver.get_flight_client_for_url(URL)
+        return weakref.ref(local)
+
+    resolver = DefaultChannelResolver(Refusing(), failure_ttl=1000.0)
+    reference = call()
+    gc.collect()
+    assert reference() is None
+    assert len(resolver._clear()) == 1
+
+
 # -- re-entry --------------------------------------------------------------------------------
 
 
@@ -523,7 +547,7 @@ def test_a_resolver_that_is_in_a_cycle_with_its_client_is_collected():
 
 def test_clients_of_a_resolver_nobody_closed_end_in_the_background(connector, no_gc):
     resolver = DefaultChannelResolver(connector)
-    resolver.prefetch([URL, OTHER])
+    assert resolver.prefetch([URL, OTHER]) == {}  # on threads that are gone, see `elsewhere`
     reference = weakref.ref(resolver)
     del resolver
     wait_until(lambda: reference() is None)
