@@ -25,6 +25,12 @@ def cache_type(implementation: str) -> type[Any]:
 
 
 @pytest.fixture
+def resolver_type(implementation: str) -> type[Any]:
+    """DefaultChannelResolver on each implementation in turn."""
+    return implementations.resolver_type(implementation)
+
+
+@pytest.fixture
 def new_cache(cache_type: type[Any]) -> Iterator[Callable[..., Any]]:
     """Makes recording caches; validates every one of them after the test."""
     made = []

@@ -7,7 +7,9 @@ alone with ``RESOLVER_BACKEND=python``.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -103,3 +105,24 @@ def recording(module: ModuleType) -> type[Any]:
 def cache_type(name: str) -> type[Any]:
     """`recording` of the implementation `name`."""
     return recording(load(name))
+
+
+def resolver_type(name: str) -> type[Any]:
+    """A DefaultChannelResolver on the implementation `name`, whichever one is live."""
+    from resolver import _backend, _resolver
+
+    if name == _backend.IMPLEMENTATION:
+        return _resolver.DefaultChannelResolver
+    spec = importlib.util.find_spec("resolver._resolver")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    live = sys.modules["resolver._backend"]
+    sys.modules["resolver._backend"] = load(name)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.modules["resolver._backend"] = live
+    kind: type[Any] = module.DefaultChannelResolver
+    assert issubclass(kind, load(name).ClientCache)
+    return kind

@@ -50,6 +50,16 @@ def run_concurrently(works: Iterable[Callable[[], T]], *, deadline: float = DEAD
     return [results[index] for index in range(len(works))]
 
 
+def elsewhere(work: Callable[[], T]) -> T:
+    """What `work` returns on a thread of its own, that has ended.
+
+    On a free-threaded build, the end of an object is the business of the thread that made
+    it while that runs; what a thread made that is gone ends where its last reference does.
+    """
+    (result,) = run_concurrently([work])
+    return result
+
+
 class Background:
     """One thread whose result is asked for later; `result` raises what it raised."""
 

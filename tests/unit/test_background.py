@@ -12,7 +12,7 @@ import pytest
 from resolver import DefaultChannelResolver, _background
 from resolver._background import Disposer, Reaper
 from resolver.testing import FakeConnector
-from tests.support.threads import run_concurrently, wait_until
+from tests.support.threads import elsewhere, run_concurrently, wait_until
 
 URL = "http://10.0.0.7:50051"
 
@@ -28,6 +28,11 @@ class Client:
         self.ended.append(threading.current_thread().name)
         if self.error is not None:
             raise self.error
+
+
+def clients(count, *arguments):
+    """Some clients whose end will be on the thread that lets go of them last."""
+    return elsewhere(lambda: [Client(*arguments) for _ in range(count)])
 
 
 class OwnDisposer(Disposer):
@@ -51,22 +56,22 @@ def threads_named(name):
 
 def test_a_dropped_client_ends_on_the_disposer_thread():
     ended = []
-    _background.discard([Client(ended), Client(ended)])
+    _background.discard(clients(2, ended))
     wait_until(lambda: len(ended) == 2)
     assert set(ended) == {"resolver-disposer"}
 
 
 def test_a_held_client_does_not_end_before_its_last_holder_lets_go():
     ended, bystanders = [], []
-    held = Client(ended)
+    (held,) = clients(1, ended)
     holders = [held, {"again": held}]
     _background.discard([held])
-    _background.discard([Client(bystanders)])
+    _background.discard(clients(1, bystanders))
     wait_until(lambda: bystanders)  # the disposer has looked at both since
     assert ended == []
     del held
     holders.pop()
-    _background.discard([Client(bystanders)])
+    _background.discard(clients(1, bystanders))
     wait_until(lambda: len(bystanders) == 2)
     assert ended == []
     holders.clear()
@@ -81,7 +86,7 @@ def test_the_disposer_lets_go_though_clients_keep_arriving():
     def flood_until_one_ended():
         nonlocal discarded
         while not ended:
-            _background.discard([Client(ended)])
+            _background.discard(clients(1, ended))
             discarded += 1
             pause.wait(0.001)  # never as long as a lull that the disposer could wait for
 
@@ -94,9 +99,9 @@ def test_the_disposer_lets_go_though_clients_keep_arriving():
 @pytest.mark.parametrize("error", [ValueError("odd"), SystemExit(1), KeyboardInterrupt()])
 def test_what_a_finalizer_raises_does_not_stop_the_disposer(error):
     ended = []
-    _background.discard([Client(ended, error)])
+    _background.discard(clients(1, ended, error))
     wait_until(lambda: ended)
-    _background.discard([Client(ended)])
+    _background.discard(clients(1, ended))
     wait_until(lambda: len(ended) == 2)
     assert set(ended) == {"resolver-disposer"}
 
@@ -190,7 +195,7 @@ def test_threads_of_the_package_are_daemons():
 def test_idle_clients_go_though_nobody_calls():
     connector = FakeConnector()
     with DefaultChannelResolver(connector, idle_timeout=0.05) as resolver:
-        resolver.get_flight_client_for_url(URL)
+        elsewhere(lambda: resolver.get_flight_client_for_url(URL))
         connector.wait_disposed(1)
         assert resolver.stats().evicted_idle == 1
         assert resolver.stats().clients == 0

@@ -21,7 +21,7 @@ from resolver import (
 )
 from resolver._single_flight import PendingConnect
 from resolver.testing import FakeConnector
-from tests.support.threads import Background, run_concurrently, wait_until
+from tests.support.threads import Background, elsewhere, run_concurrently, wait_until
 from tests.support.urls import in_one_stripe
 
 URL = "http://10.0.0.7:50051"
@@ -220,9 +220,9 @@ def test_invalidate_detaches_a_connect_under_way(resolver, connector):
 def test_a_dropped_client_stays_alive_for_its_holder_and_ends_in_the_background(
     resolver, connector
 ):
-    client = resolver.get_flight_client_for_url(URL)
+    client = elsewhere(lambda: resolver.get_flight_client_for_url(URL))
     resolver.invalidate(URL)
-    resolver.get_flight_client_for_url(OTHER)
+    elsewhere(lambda: resolver.get_flight_client_for_url(OTHER))
     resolver.invalidate(OTHER)
     connector.wait_disposed(1)  # the other one; the disposer has been looking
     assert connector.live == 1
