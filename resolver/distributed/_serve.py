@@ -81,6 +81,10 @@ def serve(server: WorkerServer, owner: Owner | None = None) -> None:
         owner.watch(stop)
     sys.stdout.write(json.dumps({"url": server.url, "pid": os.getpid()}) + "\n")
     sys.stdout.flush()
+    if owner is not None:
+        # The owner reads that line and no more; what a session builder prints would fill
+        # the pipe and then block us.
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     # A signal may land on one of gRPC's threads, which does not wake this one; and only
     # this one runs the handler.
     while not stop.wait(_SIGNAL_POLL):

@@ -15,7 +15,7 @@ import datafusion
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["EXECUTION", "PLANNING", "derive_context", "non_default_settings"]
+__all__ = ["EXECUTION", "PLANNING", "check_travelled", "derive_context", "non_default_settings"]
 
 _INFORMATION_SCHEMA: Final = "datafusion.catalog.information_schema"
 _TRAVELS: Final = "datafusion.execution."
@@ -65,6 +65,13 @@ def non_default_settings(context: datafusion.SessionContext) -> dict[str, str]:
         for name, value in _read(context).items()
         if name.startswith(_TRAVELS) and name not in EXECUTION and defaults.get(name) != value
     }
+
+
+def check_travelled(settings: Mapping[str, str]) -> None:
+    """Raise ``ValueError`` for options that ``non_default_settings`` would not have sent."""
+    for name in settings:
+        if not name.startswith(_TRAVELS):
+            raise ValueError(f"{name} is not an option of how a plan is executed")
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from pyarrow import flight
 from . import _wire
 from ._exchange import Exchange, QueryReleasedError, StoredPartition, read
 from ._listen import CALL_MIDDLEWARE, Guard, ListenAddress
-from ._settings import EXECUTION, derive_context
+from ._settings import EXECUTION, check_travelled, derive_context
 from ._state import SessionState, SessionStateBuilder
 from ._task import InvalidPlanError, run_task
 
@@ -214,6 +214,7 @@ class _FlightServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow h
         headers = context.get_middleware(CALL_MIDDLEWARE).headers
         state = self._last_session = self._worker.build_session(headers)
         try:
+            check_travelled(request.settings)
             session = derive_context(
                 state.new_context(), {**request.settings, **EXECUTION}, state.runtime
             )

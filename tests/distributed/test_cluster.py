@@ -216,6 +216,7 @@ def test_a_custom_resolver_is_registered_on_both_sides(temporary, tmp_path, regi
             SHARED = MyResolver()
 
             def build(query):
+                print("more than a pipe holds, which nobody reads" * 10_000)
                 return query.builder.with_distributed_channel_resolver(SHARED).build()
             """
         )
