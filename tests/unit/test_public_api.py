@@ -1,0 +1,81 @@
+"""The names that users import: those promised, all of them, and nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import types
+
+import pytest
+
+import resolver
+
+PROMISED = {
+    "ChannelResolver",
+    "Connector",
+    "DefaultChannelResolver",
+    "FlightConnector",
+    "ForkedProcessError",
+    "InvalidWorkerUrlError",
+    "ResolverClosedError",
+    "ResolverError",
+    "ResolverStats",
+    "WorkerConnectError",
+    "WorkerConnectTimeoutError",
+    "default_channel_resolver",
+}
+MODULES = ["resolver", "resolver.testing"]
+
+
+def public(thing: object) -> set[str]:
+    """Names without an underscore that are not modules."""
+    return {
+        name
+        for name, value in vars(thing).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+
+
+def test_what_is_promised_is_exported():
+    assert set(resolver.__all__) == PROMISED
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_all_is_sorted_and_equals_what_is_there(name):
+    module = importlib.import_module(name)
+    assert list(module.__all__) == sorted(module.__all__)
+    assert public(module) == set(module.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(PROMISED))
+def test_a_public_name_is_documented(name):
+    assert inspect.getdoc(getattr(resolver, name))
+
+
+@pytest.mark.parametrize("name", sorted(public(resolver.DefaultChannelResolver)))
+def test_a_public_method_is_documented(name):
+    member = inspect.getattr_static(resolver.DefaultChannelResolver, name)
+    if isinstance(member, types.MemberDescriptorType):
+        # An option: the class's own docstring explains it.
+        assert name in inspect.getdoc(resolver.DefaultChannelResolver)
+    else:
+        assert inspect.getdoc(member)
+
+
+def test_the_promised_members_are_there():
+    members = {
+        "clear", "close", "get_flight_client_for_url", "invalidate", "prefetch", "stats", "urls",
+        "__contains__", "__enter__", "__exit__", "__len__",
+    }  # fmt: skip
+    assert members <= set(dir(resolver.DefaultChannelResolver))
+
+
+def test_the_stats_are_those_promised():
+    assert tuple(resolver.ResolverStats.__dataclass_fields__) == (
+        "hits", "misses", "waits", "connects", "connect_failures", "evicted_idle",
+        "evicted_capacity", "invalidated", "clients",
+    )  # fmt: skip
+
+
+def test_the_default_resolver_satisfies_the_protocol():
+    assert issubclass(resolver.DefaultChannelResolver, resolver.ChannelResolver)
