@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from datafusion import col, functions, lit, udf
 
-from resolver import DefaultChannelResolver, default_channel_resolver
+from resolver import default_channel_resolver
 from resolver.distributed import (
     DataFrame,
     DistributedPhysicalOptimizerRule,
@@ -423,9 +423,16 @@ def test_defaults_of_the_builder():
     built = SessionStateBuilder().build()
     assert isinstance(built, SessionState)
     assert built.channel_resolver is default_channel_resolver()
-    with DefaultChannelResolver() as empty:
-        assert len(empty) == 0, "an empty resolver is falsy, which must not matter"
-        assert state(distributed_channel_resolver=empty).channel_resolver is empty
+
+
+def test_a_resolver_that_holds_no_client_yet_is_taken():
+    class Empty(DirectResolver):
+        def __len__(self):
+            return 0
+
+    empty = Empty()
+    assert not empty
+    assert state(distributed_channel_resolver=empty).channel_resolver is empty
 
 
 def test_the_builder_takes_configuration_and_copies_it(tmp_path):

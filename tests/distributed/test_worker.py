@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from resolver import DefaultChannelResolver, default_channel_resolver
-from resolver.distributed import SessionState, Worker, WorkerQueryContext
+from resolver.distributed import SessionState, Worker, WorkerQueryContext, _worker
 from resolver.distributed._executor import _act, worker_info
 from resolver.distributed._wire import (
     EXECUTE_TASK,
@@ -161,6 +161,20 @@ def test_the_error_of_a_plan_is_told_in_datafusions_words(client, planning):
         execute(client, request(planning, "SELECT CAST(l_comment AS INT) FROM lineitem"))
 
 
+def test_a_panic_is_told_like_any_error(client, planning, monkeypatch):
+    class Panic(BaseException):
+        pass
+
+    def panic(*_, **__):
+        raise Panic("partition not used yet")
+
+    monkeypatch.setattr(_worker, "run_task", panic)
+    with pytest.raises(flight.FlightServerError, match="partition not used yet") as told:
+        execute(client, request(planning, "SELECT l_tax FROM lineitem"))
+    assert "Traceback" not in str(told.value)
+    assert len(client.list_actions()) == 3
+
+
 def test_the_session_builder_is_called_with_builder_and_headers(tmp_path, planning):
     calls: list[WorkerQueryContext] = []
     mine = DirectResolver()
@@ -208,9 +222,9 @@ def test_a_broken_session_builder_is_told_to_the_caller(tmp_path, planning, buil
     with (
         Worker.from_session_builder(build).into_flight_server(exchange_dir=tmp_path) as server,
         flight.connect(server.location) as client,
+        pytest.raises(flight.FlightServerError, match=message),
     ):
-        with pytest.raises(flight.FlightServerError, match=message):
-            execute(client, request(planning, "SELECT l_tax FROM lineitem"))
+        execute(client, request(planning, "SELECT l_tax FROM lineitem"))
 
 
 def test_a_plain_worker_uses_the_default_resolver():
