@@ -146,7 +146,7 @@ class CallMiddleware(flight.ServerMiddlewareFactory):  # type: ignore[misc]  # a
     def __init__(self, token: str | None) -> None:
         self._expected = None if token is None else f"Bearer {token}".encode()
 
-    def start_call(self, info: object, headers: Mapping[str, list[Any]]) -> CallHeaders:
+    def start_call(self, _info: object, headers: Mapping[str, list[Any]]) -> CallHeaders:
         if self._expected is not None:
             given = [_bytes(value) for value in headers.get(_AUTHORIZATION, [])]
             # compare_digest takes the same time whatever the first wrong byte is.

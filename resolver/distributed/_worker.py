@@ -181,7 +181,7 @@ class _FlightServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow h
         self._started = time.monotonic()
         self._last_session: SessionState | None = None
 
-    def list_actions(self, context: flight.ServerCallContext) -> list[tuple[str, str]]:
+    def list_actions(self, _context: flight.ServerCallContext) -> list[tuple[str, str]]:
         return _ACTIONS
 
     def do_action(
@@ -201,7 +201,7 @@ class _FlightServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow h
             return [flight.Result(handler(context, action.body.to_pybytes()))]
 
     def do_get(
-        self, context: flight.ServerCallContext, ticket: flight.Ticket
+        self, _context: flight.ServerCallContext, ticket: flight.Ticket
     ) -> flight.FlightDataStream:
         with _answering():
             stored = self._exchange.partition(_wire.PartitionTicket.parse(ticket.ticket))
@@ -229,11 +229,11 @@ class _FlightServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow h
         )
         return report.to_bytes()
 
-    def _release_query(self, context: flight.ServerCallContext, body: bytes) -> bytes:
+    def _release_query(self, _context: flight.ServerCallContext, body: bytes) -> bytes:
         self._exchange.release(_wire.parse_query_id(body))
         return b""
 
-    def _worker_info(self, context: flight.ServerCallContext, body: bytes) -> bytes:
+    def _worker_info(self, _context: flight.ServerCallContext, _body: bytes) -> bytes:
         if self._last_session is None:
             self._last_session = self._worker.build_session({})
         resolver: Any = self._last_session.channel_resolver
