@@ -174,13 +174,18 @@ def _sole_holder_count() -> int:
 
 _SOLE_HOLDER = _sole_holder_count()
 
-_disposer = Disposer()
+_disposer: Disposer | None = Disposer()
 _reaper = Reaper()
 
 
 def discard(clients: list[Any]) -> None:
-    """Release clients that a resolver dropped, in the background."""
-    _disposer.discard(clients)
+    """Release clients that a resolver dropped, in the background.
+
+    At the very end of an interpreter, when this module is already emptied, nothing: the
+    process takes them along.
+    """
+    if _disposer is not None:
+        _disposer.discard(clients)
 
 
 def watch(resolver: Expiring, timeout: float) -> None:

@@ -127,7 +127,8 @@ class DefaultChannelResolver(ClientCache):
 
     def __del__(self) -> None:
         # Nobody closed it. Its clients end on the disposer's thread all the same, not here.
-        if not self._is_inherited():
+        # An interpreter that ends empties modules first: then there is no such thread.
+        if _background is not None and not self._is_inherited():
             self._clear()
 
     # -- looking up ----------------------------------------------------------------------
