@@ -184,6 +184,16 @@ def test_a_remembered_failure_goes_before_any_client(new_cache):
     assert cache.get(a) is clients[a]
 
 
+def test_a_failure_is_remembered_even_where_clients_fill_the_cache(new_cache):
+    cache = new_cache(max_clients=2)
+    a, b, c = distinct(3)
+    clients = store_in_order(cache, [a, b])
+    pending = cache.start(c)
+    cache._fail(c, 0, pending, 1000.0)
+    assert cache._begin(c, 0, object()) == (None, pending)
+    assert cache.discarded == [clients[a]]
+
+
 def test_failures_alone_are_bounded_too(new_cache):
     cache = new_cache(max_clients=5)
     for key in distinct(50):
