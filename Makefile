@@ -4,9 +4,10 @@ VENV   ?= .venv
 SF     ?= 0.1
 
 py     := $(VENV)/bin/python
+pip    := $(py) -m pip install --disable-pip-version-check
 ready  := $(VENV)/.ready
-unit   := tests/unit tests/property tests/concurrency tests/isolated
-twin   := $(unit) tests/flight tests/distributed
+twin   := tests/unit tests/property tests/concurrency tests/isolated tests/flight tests/distributed
+pytest := $(py) $(if $(COVERAGE),-m coverage run) -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help run test bench check coverage sanitize free-threaded stress clean
@@ -19,41 +20,42 @@ run: $(ready)    ## the main job: a local cluster, TPC-H distributed, plan, resu
 
 test: $(ready)   ## all tests, on the compiled cache and on its Python twin
 	@echo "== the compiled cache"
-	RESOLVER_BACKEND=compiled $(py) -m pytest $(PYTEST)
+	RESOLVER_BACKEND=compiled $(pytest) $(PYTEST)
 	@echo "== its Python twin"
-	RESOLVER_BACKEND=python $(py) -m pytest $(twin) $(PYTEST)
+	RESOLVER_BACKEND=python $(pytest) $(twin) $(PYTEST)
+
+coverage: $(ready) ## the same, with line and branch coverage of the Python modules
+	rm -f .coverage .coverage.*
+	$(MAKE) --no-print-directory test COVERAGE=1
+	$(py) -m coverage combine -q
+	$(py) -m coverage report
 
 bench: $(ready)  ## one table: the resolver, every peer, every target
-	$(py) -m benchmarks
+	sh tools/free-threaded -m benchmarks.scaling --json > $(VENV)/free-threaded.json
+	$(py) -m benchmarks --free-threaded $(VENV)/free-threaded.json
 
 check: $(ready)  ## lint and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-coverage: $(ready) ## line and branch coverage of the Python modules, on both caches
-	rm -f .coverage .coverage.*
-	RESOLVER_BACKEND=compiled $(py) -m coverage run -m pytest -q $(PYTEST)
-	RESOLVER_BACKEND=python $(py) -m coverage run -m pytest -q $(twin) $(PYTEST)
-	$(py) -m coverage combine -q
-	$(py) -m coverage report
-
 sanitize: $(ready) ## unit and concurrency tests under AddressSanitizer and UBSan
 	sh tools/sanitize $(abspath $(py))
 
-free-threaded: $(ready) ## the tests that matter there, on a free-threaded interpreter
+free-threaded:   ## the resolver's tests on a free-threaded interpreter, where there is one
 	sh tools/free-threaded
 
 stress: $(ready) ## concurrency and property tests, for longer
 	HYPOTHESIS_PROFILE=stress $(py) -m pytest tests/concurrency tests/property $(PYTEST)
 
 $(ready): pyproject.toml setup.py constraints.txt resolver/_cache.pyx resolver/_platform.h
-	@echo "== setting up $(VENV) (once)"
+	@echo "== setting up $(VENV): a minute or two, once"
 	@test -x $(py) || $(PYTHON) -m venv $(VENV)
-	@$(py) -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(py) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--group dev --editable '.[all]'
+	@{ $(pip) --upgrade 'pip>=25.3' && \
+		$(pip) --constraint constraints.txt --build-constraint constraints.txt \
+			--group dev --editable '.[all]'; } >$(VENV)/install.log 2>&1 \
+		|| { cat $(VENV)/install.log; exit 1; }
 	@touch $@
 
 clean:           ## remove what was built
-	rm -rf $(VENV) build dist *.egg-info resolver/_cache.c resolver/*.so
+	rm -rf $(VENV) .venv-3.* build dist *.egg-info resolver/_cache.c resolver/*.so

@@ -5,8 +5,12 @@ Progress goes to stderr, the table to stdout. Exits with 1 when a target is miss
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from . import hits, scaling, scenarios
 from .measure import gil_enabled, heading
@@ -97,12 +101,17 @@ def memory_rows() -> list[Row]:
     return [Row(what, f"{weight:.0f} bytes", "", weight, at_most=256, unit=" bytes")]
 
 
-def scaling_rows() -> list[Row]:
-    """Two threads beside one, where threads run at once."""
+def scaling_rows(measured_elsewhere: Path | None) -> list[Row]:
+    """Two threads beside one, where threads run at once: here, or on another interpreter."""
     what = "2 threads on disjoint URLs / 1 thread"
-    if gil_enabled():
-        return [Row(what, "not here", "make free-threaded")]
-    figures = scaling.measure()
+    text = measured_elsewhere.read_text() if measured_elsewhere else ""
+    if text:
+        figures = json.loads(text)
+        what += f" ({figures['heading'].partition(',')[0]})"
+    elif gil_enabled():
+        return [Row(what, "-", "needs a free-threaded interpreter")]
+    else:
+        figures = scaling.measure()
     compared = f"dict: {figures['dict']:.2f}x"
     measured = f"{figures['resolver']:.2f}x"
     return [Row(what, measured, compared, figures["resolver"], at_least=figures["dict"])]
@@ -110,29 +119,40 @@ def scaling_rows() -> list[Row]:
 
 def main() -> int:
     """Measure everything and print the table."""
-    parts = {
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "--free-threaded",
+        type=Path,
+        metavar="FILE",
+        help="what `python -m benchmarks.scaling` printed on a free-threaded interpreter",
+    )
+    elsewhere = parser.parse_args().free_threaded
+    parts: dict[str, Callable[[], list[Row]]] = {
         "hits": hit_rows,
         "requests": request_rows,
         "cold starts": cold_rows,
         "memory": memory_rows,
-        "threads": scaling_rows,
+        "threads": lambda: scaling_rows(elsewhere),
     }
     rows: list[Row] = []
     for name, measure in parts.items():
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
         rows += measure()
-    titles = ("what", "measured", "compared", "target", "")
-    lines = [titles, *(row.cells() for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
-    print(f"\n{heading()}\n")
-    for line in lines:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        )
+    print(f"\n{heading()}\n\n{as_table(rows)}")
     missed = [row.what for row in rows if row.missed]
     if missed:
         print(f"\nmissed: {', '.join(missed)}")
     return 1 if missed else 0
+
+
+def as_table(rows: list[Row]) -> str:
+    """Columns as wide as they need to be."""
+    lines = [("what", "measured", "compared", "target", ""), *(row.cells() for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Whether two threads look up faster than one, beside `dict` doing the same.
 
 Means something on a free-threaded interpreter only; needs none of the peers, few of
-which can be had there. ``python -m benchmarks.scaling`` prints its part of the table.
+which can be had there. `tools/free-threaded` runs this module as a program on one.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -54,20 +55,12 @@ def measure(*, rounds: int = 1_000, turns: int = 41) -> dict[str, float]:
     return {name: statistics.median(seen) for name, seen in ratios.items()}
 
 
-def main() -> int:
-    """Print both ratios; 1 where the resolver's is below dict's."""
-    print(heading())
+def main() -> None:
+    """Print heading and figures as JSON, for `python -m benchmarks` on another interpreter."""
     if gil_enabled():
-        print("two threads beside one: needs a free-threaded interpreter (make free-threaded)")
-        return 0
-    figures = measure()
-    reached = figures["resolver"] >= figures["dict"]
-    print(
-        f"2 threads / 1 thread: resolver {figures['resolver']:.2f}x, dict {figures['dict']:.2f}x"
-        f"  (not below dict's: {'pass' if reached else 'MISS'})"
-    )
-    return 0 if reached else 1
+        sys.exit("with the GIL two threads take turns; run this on a free-threaded interpreter")
+    json.dump({"heading": heading(), **measure()}, sys.stdout)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
