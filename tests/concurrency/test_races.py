@@ -251,7 +251,7 @@ def test_the_bare_cache_under_every_operation_at_once(new_cache, cache_type):
             raise LookupError(url)
 
     cache = new_cache(Forgetful, max_clients=5, idle_timeout=50.0, lanes=2)
-    keys = in_one_stripe(6, low_bits=3) + ["http://10.0.0.7:50051"]
+    keys = [*in_one_stripe(6, low_bits=3), "http://10.0.0.7:50051"]
 
     class Returning(Client):
         def __del__(self):

@@ -3,8 +3,11 @@
 Usage: leaks.py IMPLEMENTATION. Exits with 1 and says which cycle leaks.
 """
 
+# ruff: noqa: T201 -- a script reports to whoever runs it
+
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import itertools
@@ -16,10 +19,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from resolver import WorkerConnectError, _background
 from tests.support.implementations import Client, Pending, cache_type, resolver_type
 
-ROUNDS = 80
+ROUNDS = {"compiled": 130, "python": 40}
 URLS_PER_ROUND = 20
 BLOCKS_ALLOWED = 40  # far below one per round, let alone one per URL
-BYTES_ALLOWED = 16_384  # of malloc, where the compiled cache keeps its entries: 10 per URL
+# Of malloc, where the compiled cache keeps its entries: 19 per URL. Tables grow until each
+# of their stripes has seen its worst, and keep that size.
+BYTES_ALLOWED = 49_152
 
 numbers = itertools.count()
 
@@ -98,17 +103,13 @@ def cycles(name):
     def resolve_and_fail():
         for url in fresh_urls():
             for each in (resolver, remembering):
-                try:
+                with contextlib.suppress(WorkerConnectError):
                     each.get_flight_client_for_url(url.replace("worker", "refuse"))
-                except WorkerConnectError:
-                    pass
 
     def resolve_nonsense():
         for url in fresh_urls():
-            try:
+            with contextlib.suppress(ValueError):
                 resolver.get_flight_client_for_url(url + "/path")
-            except ValueError:
-                pass
 
     return [
         miss_and_evict,
@@ -131,7 +132,18 @@ class MallInfo(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_size_t)
         for name in (
-            "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+            [
+                "arena",
+                "ordblks",
+                "smblks",
+                "hblks",
+                "hblkhd",
+                "usmblks",
+                "fsmblks",
+                "uordblks",
+                "fordblks",
+                "keepcost",
+            ]
         )
     ]
 
@@ -168,7 +180,7 @@ def main(name):
     for cycle in cycles(name):
         measured = []
         for _ in range(3):
-            for _ in range(ROUNDS):
+            for _ in range(ROUNDS[name]):
                 cycle()
             measured.append((settled_blocks(), malloc_bytes()))
         # The first third warms up; a leak grows in both others, a buffer in one of them.

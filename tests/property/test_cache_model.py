@@ -52,7 +52,9 @@ class CacheMachine(RuleBasedStateMachine):
     implementation: str
 
     @initialize(
-        idle=st.sampled_from([None, 10]), limit=st.integers(1, 5), lane_count=st.sampled_from([1, 2])
+        idle=st.sampled_from([None, 10]),
+        limit=st.integers(1, 5),
+        lane_count=st.sampled_from([1, 2]),
     )
     def create(self, idle, limit, lane_count):
         self.idle = idle

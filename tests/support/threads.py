@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
+
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 DEADLINE = 30.0
 """Seconds after which a test that still waits has failed; nothing here takes that long."""

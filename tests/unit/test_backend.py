@@ -11,7 +11,9 @@ import pytest
 from resolver import DefaultChannelResolver, _backend
 from tests.support.implementations import load
 
-SHOW = "from resolver import _backend; print(_backend.IMPLEMENTATION, _backend.ClientCache.__module__)"
+SHOW = (
+    "from resolver import _backend; print(_backend.IMPLEMENTATION, _backend.ClientCache.__module__)"
+)
 WITHOUT_EXTENSION = """
 import sys
 class Missing:

@@ -336,7 +336,7 @@ def test_the_collector_is_shown_each_client_exactly_once():
 def test_collections_at_every_allocation_find_a_sound_cache(new_cache, cache_type):
     """Clients in cycles of their own end in the middle of anything, and use the cache then."""
     operations = random.Random(7)
-    keys = in_one_stripe(5, low_bits=3) + [URL, OTHER]
+    keys = [*in_one_stripe(5, low_bits=3), URL, OTHER]
     depth = 0
 
     class Cyclic:

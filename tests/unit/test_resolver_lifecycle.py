@@ -21,7 +21,7 @@ from resolver import (
 )
 from resolver._single_flight import PendingConnect
 from resolver.testing import FakeConnector
-from tests.support.threads import Background, elsewhere, run_concurrently, wait_until
+from tests.support.threads import FREE_THREADED, Background, elsewhere, run_concurrently, wait_until
 from tests.support.urls import in_one_stripe
 
 URL = "http://10.0.0.7:50051"
@@ -43,11 +43,20 @@ def resolver(connector):
 def lookups(resolver, url=URL, count=1):
     """`count` look-ups on threads, once all of them wait for the connect under way."""
     before = resolver.stats().waits + resolver.stats().misses
-    started = [
-        Background(lambda: resolver.get_flight_client_for_url(url)) for _ in range(count)
-    ]
+    started = [Background(lambda: resolver.get_flight_client_for_url(url)) for _ in range(count)]
     wait_until(lambda: resolver.stats().waits + resolver.stats().misses == before + count)
     return started
+
+
+not_free_threaded = pytest.mark.skipif(
+    FREE_THREADED, reason="counts are biased towards the thread that connected, which ends it"
+)
+
+
+def disposer():
+    """The identifier of the disposer's thread."""
+    (found,) = [each for each in threading.enumerate() if each.name == "resolver-disposer"]
+    return found.ident
 
 
 # -- waiting ---------------------------------------------------------------------------------
@@ -217,6 +226,20 @@ def test_invalidate_detaches_a_connect_under_way(resolver, connector):
     assert resolver.get_flight_client_for_url(URL) is after.result()
 
 
+@not_free_threaded
+def test_a_detached_client_ends_in_the_background_too(resolver, connector):
+    def ask():
+        resolver.get_flight_client_for_url(URL)  # and lets go of it at once
+
+    with connector.block(URL) as gate:
+        lookup = Background(ask)
+        gate.wait_entered()
+        assert resolver.invalidate(URL)
+    lookup.result()
+    connector.wait_disposed(1)
+    assert connector.disposal_threads == {disposer()}
+
+
 def test_a_dropped_client_stays_alive_for_its_holder_and_ends_in_the_background(
     resolver, connector
 ):
@@ -342,7 +365,9 @@ def test_prefetch_fills_every_connection(connector):
         assert resolver.stats().clients == 8
 
 
-@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (10_001, ValueError), (1.5, TypeError)])
+@pytest.mark.parametrize(
+    ("value", "error"), [(0, ValueError), (10_001, ValueError), (1.5, TypeError)]
+)
 def test_prefetch_checks_its_parallelism(resolver, value, error):
     with pytest.raises(error, match="parallelism"):
         resolver.prefetch([URL], parallelism=value)
@@ -400,10 +425,11 @@ def test_with_closes(connector):
         resolver.get_flight_client_for_url(URL)
     assert resolver.closed
     with pytest.raises(ZeroDivisionError), DefaultChannelResolver(connector) as resolver:
-        1 / 0
+        raise ZeroDivisionError
     assert resolver.closed
 
 
+@not_free_threaded
 def test_a_connect_under_way_while_closing_is_disposed_of(connector):
     resolver = DefaultChannelResolver(connector)
     with connector.block(URL) as gate:
@@ -417,6 +443,7 @@ def test_a_connect_under_way_while_closing_is_disposed_of(connector):
             each.result()
     connector.wait_disposed(1)
     assert connector.created == 1
+    assert connector.disposal_threads == {disposer()}
     assert resolver.stats().clients == 0
     resolver._validate()
 

@@ -10,8 +10,8 @@ import tracemalloc
 import weakref
 
 import pytest
+import yarl
 from pyarrow import flight
-from yarl import URL as YarlURL
 
 from resolver import (
     ChannelResolver,
@@ -153,7 +153,7 @@ def test_more_spellings_than_are_remembered_still_share_the_client(resolver, con
 @pytest.mark.parametrize(
     "url",
     [
-        YarlURL("http://10.0.0.7:50051"),
+        yarl.URL("http://10.0.0.7:50051"),
         flight.Location("grpc+tcp://10.0.0.7:50051"),
         flight.Location.for_grpc_tcp("10.0.0.7", 50051),
         type("Text", (str,), {})("grpc://10.0.0.7:50051"),
@@ -274,7 +274,7 @@ def test_a_hit_allocates_nothing(resolver):
         before = tracemalloc.get_traced_memory()[0]
         tracemalloc.reset_peak()
         for _ in repeats:
-            id
+            pass
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return peak - before
@@ -505,7 +505,9 @@ def test_errors_are_resolver_errors_and_built_in_ones(resolver, connector):
 
 
 def test_urls_of_one_stripe_and_probe_run_stay_apart(resolver):
-    clients = {url: resolver.get_flight_client_for_url(url) for url in in_one_stripe(20, low_bits=3)}
+    clients = {
+        url: resolver.get_flight_client_for_url(url) for url in in_one_stripe(20, low_bits=3)
+    }
     assert all(resolver.get_flight_client_for_url(url) is c for url, c in clients.items())
     assert all(client.url == url for url, client in clients.items())
 

@@ -117,11 +117,10 @@ def test_raising_again_and_again_grows_no_traceback():
 
 def test_the_shared_error_keeps_no_frame_alive():
     pending = PendingConnect()
-    try:
+    with pytest.raises(WorkerConnectError) as caught:
         raise WorkerConnectError("no")
-    except WorkerConnectError as error:
-        pending.fail(error)
-        assert error.__traceback__ is not None, "the connecting thread's own was cut"
+    pending.fail(caught.value)
+    assert caught.value.__traceback__ is not None, "the connecting thread's own was cut"
     assert pending._outcomes[0][1].__traceback__ is None
 
 
@@ -155,7 +154,9 @@ def test_waiters_wake_even_if_who_wakes_them_is_interrupted():
 
 
 def test_outcomes_and_waiters_meet_in_any_order():
-    for _ in range(200):
-        pending = PendingConnect()
+    def meet(pending):
         works = [lambda: pending.wait(20)] * 3 + [lambda: pending.succeed("client")]
-        assert run_concurrently(works)[:3] == [True] * 3
+        return run_concurrently(works)[:3]
+
+    for _ in range(200):
+        assert meet(PendingConnect()) == [True] * 3
