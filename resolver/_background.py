@@ -40,28 +40,44 @@ class Expiring(Protocol):
 
 
 class _Daemon:
-    """A thread that starts when it is first needed."""
+    """A thread that starts when it is first needed, and again should it ever end."""
 
     name: str
 
     def __init__(self) -> None:
-        self._started = False
+        self._thread: threading.Thread | None = None
+        self._is_starting = False
         self._starting = threading.RLock()  # a finalizer may come back here
 
     def ensure_started(self) -> None:
-        if self._started:
+        if self._thread is not None and self._thread.is_alive():
             return
         with self._starting:
             # In an interpreter that shuts down, a new thread never runs, and before 3.12
             # the one that starts it waits for ever.
-            if not self._started and not sys.is_finalizing():
-                self._started = True
-                try:
-                    threading.Thread(target=self._run, name=self.name, daemon=True).start()
-                except RuntimeError:  # the interpreter is shutting down, or out of threads
-                    self._started = False
+            if self._is_starting or sys.is_finalizing():
+                return
+            if self._thread is not None and self._thread.is_alive():
+                return
+            self._is_starting = True
+            try:
+                thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+                thread.start()
+                self._thread = thread
+            except RuntimeError:
+                pass  # the interpreter is shutting down, or out of threads
+            finally:
+                self._is_starting = False
 
     def _run(self) -> None:
+        while True:
+            try:
+                self._work()
+            except Exception:
+                logger.exception("the thread %s was interrupted; it goes on", self.name)
+
+    def _work(self) -> None:
+        """What the thread does over and over."""
         raise NotImplementedError
 
 
@@ -85,6 +101,9 @@ class Disposer(_Daemon):
         super().__init__()
         # SimpleQueue.put is re-entrant: a finalizer may discard a client too.
         self._arrivals: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._held: list[tuple[Any, float]] = []
+        self._pause = self._shortest = _FIRST_LOOK
+        self._look_at = 0.0
 
     def discard(self, clients: list[Any]) -> None:
         """Take over references. Thread-safe, never blocks."""
@@ -92,28 +111,25 @@ class Disposer(_Daemon):
             self._arrivals.put(client)
         self.ensure_started()
 
-    def _run(self) -> None:
-        held: list[tuple[Any, float]] = []
-        pause = shortest = _FIRST_LOOK
-        look_at = 0.0
-        while True:
-            # The time decides when to look, not a lull in the arrivals: there may be none.
-            now = time.monotonic()
-            if held and now >= look_at:
-                _let_go(held, now)
-                shortest = max(_FIRST_LOOK, (time.monotonic() - now) * _REST_PER_LOOK)
-                pause = min(max(pause * 2, shortest), max(_LONGEST_LOOK, shortest))
-                look_at = now + pause
-            try:
-                client = self._arrivals.get(timeout=max(look_at - now, 0) if held else None)
-            except queue.Empty:
-                continue
-            now = time.monotonic()
-            held.append((client, now + _PATIENCE))
-            del client
-            if pause > shortest:
-                pause = shortest
-                look_at = now + pause
+    def _work(self) -> None:
+        # The time decides when to look, not a lull in the arrivals: there may be none.
+        now = time.monotonic()
+        if self._held and now >= self._look_at:
+            _let_go(self._held, now)
+            self._shortest = max(_FIRST_LOOK, (time.monotonic() - now) * _REST_PER_LOOK)
+            longest = max(_LONGEST_LOOK, self._shortest)
+            self._pause = min(max(self._pause * 2, self._shortest), longest)
+            self._look_at = now + self._pause
+        timeout = max(self._look_at - now, 0) if self._held else None
+        try:
+            # Into no variable: this frame may outlive the call, in a traceback that starts
+            # at a finalizer above, and would hold the client with it.
+            self._held.append((self._arrivals.get(timeout=timeout), time.monotonic() + _PATIENCE))
+        except queue.Empty:
+            return
+        if self._pause > self._shortest:
+            self._pause = self._shortest
+            self._look_at = time.monotonic() + self._pause
 
 
 class Reaper(_Daemon):
@@ -123,9 +139,8 @@ class Reaper(_Daemon):
 
     def __init__(self) -> None:
         super().__init__()
-        self._arrivals: queue.SimpleQueue[tuple[weakref.ref[Expiring], float]] = (
-            queue.SimpleQueue()
-        )
+        self._arrivals: queue.SimpleQueue[tuple[weakref.ref[Expiring], float]] = queue.SimpleQueue()
+        self._watched: list[tuple[weakref.ref[Expiring], float]] = []
 
     def watch(self, resolver: Expiring, timeout: float) -> None:
         """Expire `resolver` a few times per `timeout` seconds, as long as it lives."""
@@ -133,18 +148,16 @@ class Reaper(_Daemon):
         self._arrivals.put((weakref.ref(resolver), interval))
         self.ensure_started()
 
-    def _run(self) -> None:
-        watched: list[tuple[weakref.ref[Expiring], float]] = []
-        while True:
-            pause = min((interval for _, interval in watched), default=None)
-            with contextlib.suppress(queue.Empty):
-                watched.append(self._arrivals.get(timeout=pause))
-            for reference, _ in watched:
-                resolver = reference()
-                if resolver is not None:
-                    _expire_all(resolver)
-                del resolver
-            watched = [entry for entry in watched if entry[0]() is not None]
+    def _work(self) -> None:
+        pause = min((interval for _, interval in self._watched), default=None)
+        with contextlib.suppress(queue.Empty):
+            self._watched.append(self._arrivals.get(timeout=pause))
+        for reference, _ in self._watched:
+            resolver = reference()
+            if resolver is not None:
+                _expire_all(resolver)
+            del resolver
+        self._watched = [entry for entry in self._watched if entry[0]() is not None]
 
 
 def _expire_all(resolver: Expiring) -> None:

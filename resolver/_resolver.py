@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, Self, runtime_checkable
 
 from . import _background
 from ._backend import ClientCache, fast_hits
@@ -29,6 +29,10 @@ from ._errors import (
 from ._flight import Connector, FlightConnector
 from ._single_flight import PendingConnect
 from ._urls import mask_url, parse_worker_url
+
+
+_WHATEVER_CLIENT: Final = object()
+_MAX_SECONDS: Final = 1e9  # 30 years, in nanoseconds well within 64 bits
 
 
 @runtime_checkable
@@ -112,9 +116,10 @@ class DefaultChannelResolver(ClientCache):
         _check_seconds("failure_ttl", failure_ttl, at_least="0 or more")
         _check_count("max_clients", max_clients, at_most=2**62)
         _check_count("connections_per_url", connections_per_url, at_most=1024)
+        if max_clients < connections_per_url:
+            raise ValueError("max_clients is less than connections_per_url: one URL would not fit")
         self.connector: Connector = FlightConnector() if connector is None else connector
-        if not callable(getattr(self.connector, "connect", None)):
-            raise TypeError(f"{type(connector).__name__} is no Connector: it has no connect(url)")
+        _check_connector(self.connector)
         self.idle_timeout = idle_timeout
         self.max_clients = max_clients
         self.connections_per_url = connections_per_url
@@ -148,6 +153,7 @@ class DefaultChannelResolver(ClientCache):
     def _resolve(self, key: str, lane: int) -> Any:
         timeout: float | None = getattr(self.connector, "connect_timeout", None)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
+        is_first = True
         while True:
             mine = PendingConnect()
             try:
@@ -155,7 +161,10 @@ class DefaultChannelResolver(ClientCache):
                 if pending is None:
                     return client
                 if pending is mine:
-                    return self._connect(key, lane, mine)
+                    if is_first or timeout is None:
+                        return self._connect(key, lane, mine)
+                    # Part of this caller's time is spent; a connect may take all of it.
+                    self._connect_elsewhere(key, lane, mine)
             except BaseException:
                 # An interrupt may come between any two steps; nobody must go on waiting.
                 if not mine.ended:
@@ -163,7 +172,7 @@ class DefaultChannelResolver(ClientCache):
                     mine.abandon()
                 mine = pending = None  # type: ignore[assignment]  # see _connect
                 raise
-            if pending.owner == threading.get_ident() and not pending.ended:
+            if pending.connecting_thread == threading.get_ident():
                 raise WorkerConnectError(
                     f"The connector asked its own resolver for worker {key} while connecting "
                     "to it; use another resolver, or none, inside connect()",
@@ -171,6 +180,9 @@ class DefaultChannelResolver(ClientCache):
                 )
             left = deadline - time.monotonic()
             if not pending.wait(None if left == math.inf else left):
+                # Whoever connects overstays its deadline, or was interrupted twice: the
+                # next lookup must not wait for it too.
+                self._fail(key, lane, pending, 0.0, False)
                 raise WorkerConnectTimeoutError(
                     f"Worker {key} did not answer within {timeout:g} s, waited for on another "
                     "thread; check that it is up, or raise connect_timeout",
@@ -180,11 +192,16 @@ class DefaultChannelResolver(ClientCache):
             if pending.client is not None:
                 return pending.client
             # The thread that connected was interrupted: one of the waiters takes over.
+            is_first = False
             self._check_usable()
 
     def _connect(self, key: str, lane: int, pending: PendingConnect) -> Any:
         self._watch()
-        client, error = self._try_to_connect(key)
+        pending.connecting_thread = threading.get_ident()
+        try:
+            client, error = self._try_to_connect(key)
+        finally:
+            pending.connecting_thread = None
         if error is not None:
             if self.failure_ttl:
                 _drop_tracebacks(error)
@@ -202,6 +219,21 @@ class DefaultChannelResolver(ClientCache):
         pending.succeed(client)
         return client
 
+    def _connect_elsewhere(self, key: str, lane: int, pending: PendingConnect) -> None:
+        """Connect on a thread of its own, whose outcome reaches those who wait."""
+
+        def connect() -> None:
+            try:
+                self._connect(key, lane, pending)
+            except ResolverError:
+                pass  # the waiters raise it
+            finally:
+                if not pending.ended:
+                    self._fail(key, lane, pending, 0.0, False)
+                    pending.abandon()
+
+        threading.Thread(target=connect, name="resolver-connect", daemon=True).start()
+
     def _try_to_connect(self, key: str) -> tuple[Any, ResolverError | None]:
         try:
             client = self.connector.connect(key)
@@ -211,18 +243,19 @@ class DefaultChannelResolver(ClientCache):
             return None, _as_connect_error(key, cause)
         return client, None
 
-    def prefetch(
-        self, urls: Iterable[Any], *, parallelism: int = 64
-    ) -> dict[str, ResolverError]:
+    def prefetch(self, urls: Iterable[Any], *, parallelism: int = 64) -> dict[str, ResolverError]:
         """Connect to many workers at once; returns what failed, by URL as it was given.
 
         What was given as an object goes by its canonical URL, or where it has none, by
         its repr with secrets masked.
 
         At most `parallelism` connects run at a time, so this takes up to
-        ``ceil(urls / parallelism)`` times the connect deadline. A URL that is not one
-        of a worker is among the failures; nothing is raised half-way.
+        ``ceil(urls * connections_per_url / parallelism)`` times the connect deadline.
+        A URL that is not one of a worker is among the failures; nothing is raised
+        half-way. Raises TypeError when given one URL instead of several.
         """
+        if isinstance(urls, (str, bytes)):
+            raise TypeError("prefetch takes several URLs; for one, write prefetch([url])")
         self._check_usable()
         _check_count("parallelism", parallelism, at_most=10_000)
         failures: dict[str, ResolverError] = {}
@@ -250,16 +283,20 @@ class DefaultChannelResolver(ClientCache):
 
     # -- dropping ------------------------------------------------------------------------
 
-    def invalidate(self, url: Any, client: Any = None) -> bool:
+    def invalidate(self, url: Any, client: Any = _WHATEVER_CLIENT) -> bool:
         """Forget the client for `url`, so that the next lookup connects anew.
 
         Pass the `client` that failed: then the entry goes only if that very client is
-        still the one cached, and a late failure cannot evict its replacement. Without
-        it, a connect under way is detached too: those who wait get its client, later
-        lookups do not. True when something was dropped. Nothing is closed. Thread-safe.
+        still the one cached, and a late failure cannot evict its replacement. None is
+        nobody's client and evicts nothing. Without `client`, a connect under way is
+        detached too: those who wait get its client, later lookups do not. True when
+        something was dropped. Nothing is closed. Thread-safe.
         """
         self._check_usable()
-        return self._drop(parse_worker_url(url).key, client)
+        key = parse_worker_url(url).key
+        if client is _WHATEVER_CLIENT:
+            return self._drop(key)
+        return client is not None and self._drop(key, client)
 
     def clear(self) -> None:
         """Forget every client. Nothing is closed. Thread-safe, URL by URL."""
@@ -278,7 +315,7 @@ class DefaultChannelResolver(ClientCache):
         for pending in self._shut():
             pending.fail(_closed_error())
 
-    def __enter__(self) -> DefaultChannelResolver:  # noqa: PYI034 -- Self is 3.11's, fine
+    def __enter__(self) -> Self:
         self._check_usable()
         return self
 
@@ -298,12 +335,15 @@ class DefaultChannelResolver(ClientCache):
         return ResolverStats(*self._counters())
 
     def urls(self) -> list[str]:
-        """The canonical URLs that have a client, sorted. A snapshot, not atomic."""
+        """The canonical URLs that have a client, sorted. A snapshot, not atomic.
+
+        A client that was idle too long is among them until the reaper comes by.
+        """
         self._check_process()
         return sorted(self._keys())
 
     def __len__(self) -> int:
-        """How many URLs have a client. A snapshot, not atomic."""
+        """How many URLs have a client, as in `urls`. A snapshot, not atomic."""
         self._check_process()
         return len(self._keys())
 
@@ -363,7 +403,8 @@ _default_lock = threading.Lock()  # no call under it: a finalizer might come bac
 def default_channel_resolver() -> DefaultChannelResolver:
     """The process-wide resolver that sessions and workers use when they are given none.
 
-    The same one on every call; a new one after somebody closed it. Thread-safe.
+    The same one on every call; a new one after somebody closed it. It belongs to
+    everybody, so do not close it, also not by ``with``. Thread-safe.
     """
     global _default  # noqa: PLW0603
     while True:
@@ -410,11 +451,22 @@ def _drop_tracebacks(error: BaseException) -> None:
             chain += each.__cause__, each.__context__
 
 
+def _check_connector(connector: Any) -> None:
+    if isinstance(connector, type):
+        raise TypeError(f"pass a {connector.__name__}, not the class: {connector.__name__}(...)")
+    if not callable(getattr(connector, "connect", None)):
+        raise TypeError(f"{type(connector).__name__} is no Connector: it has no connect(url)")
+    timeout = getattr(connector, "connect_timeout", None)
+    if timeout is not None:
+        _check_seconds("the connector's connect_timeout", timeout, at_least="more than 0")
+
+
 def _check_seconds(name: str, value: Any, *, at_least: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}")
-    if not (math.isfinite(value) and value >= 0 and (value > 0 or at_least == "0 or more")):
-        raise ValueError(f"{name} is {at_least}, in seconds, not {value!r}")
+    if not (0 <= value <= _MAX_SECONDS and (value > 0 or at_least == "0 or more")):
+        shown = f"{value:g}" if isinstance(value, float) else "that"
+        raise ValueError(f"{name} is {at_least} and up to {_MAX_SECONDS:g} seconds, not {shown}")
 
 
 def _check_count(name: str, value: Any, *, at_most: int) -> None:

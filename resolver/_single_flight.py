@@ -22,10 +22,13 @@ class PendingConnect:
     operation, no lock is held.
     """
 
-    __slots__ = ("_outcomes", "_waiters", "owner")
+    __slots__ = ("_outcomes", "_waiters", "connecting_thread")
+
+    connecting_thread: int | None
+    """The thread that has the connector on its stack, while it has."""
 
     def __init__(self) -> None:
-        self.owner = threading.get_ident()
+        self.connecting_thread = None
         self._outcomes: list[tuple[Any, BaseException | None]] = []
         self._waiters: list[threading.Lock] = []
 

@@ -18,8 +18,8 @@ def waiting(pending: PendingConnect, count: int = 1, seconds: float | None = 20.
     return waiters
 
 
-def test_the_maker_owns_it():
-    assert PendingConnect().owner == threading.get_ident()
+def test_nobody_connects_before_somebody_says_so():
+    assert PendingConnect().connecting_thread is None
 
 
 def test_waiters_wake_with_the_client():
