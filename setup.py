@@ -35,6 +35,8 @@ if wanted("SANITIZE"):
     link_flags += sanitizers
 
 extensions = []
+if sys.platform == "win32" and not wanted("RESOLVER_NO_EXTENSIONS"):
+    sys.exit("the extension needs POSIX threads; set RESOLVER_NO_EXTENSIONS=1 on Windows")
 if not wanted("RESOLVER_NO_EXTENSIONS"):
     from Cython.Build import cythonize
 

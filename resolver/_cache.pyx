@@ -27,9 +27,8 @@ Life of an entry
 """
 
 cimport cython
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t
 from libc.stdlib cimport free
-from libc.string cimport memset
 
 cdef extern from "_platform.h":
     ctypedef struct PyObject
@@ -69,7 +68,7 @@ cdef extern from "_platform.h":
     bint PyUnicode_CheckExact(object) noexcept
     void *PyMem_RawCalloc(size_t, size_t) noexcept
     void PyMem_RawFree(void *) noexcept
-    void *aligned_alloc(size_t, size_t) noexcept
+    void *on_own_lines(size_t) noexcept
 
 cdef enum:
     FIRST_CAPACITY = 8      # slots of a stripe that holds anything; a power of two
@@ -688,7 +687,7 @@ cdef class ClientCache:
 
     @cython.final
     cdef inline Stripe *_stripe(self, Py_hash_t hash, int lane) noexcept:
-        return &self.stripes[lane * STRIPES + (<uint64_t>hash >> STRIPE_SHIFT)]
+        return &self.stripes[lane * STRIPES + (<size_t>hash >> STRIPE_SHIFT)]
 
     @cython.final
     cdef inline int _this_lane(self) noexcept:
@@ -705,13 +704,12 @@ cdef class ClientCache:
     @cython.final
     cdef int _allocate(self, int lanes) except -1:
         cdef Stripe *stripes = <Stripe *>PyMem_RawCalloc(lanes * STRIPES, sizeof(Stripe))
-        cdef Reader *readers = <Reader *>aligned_alloc(64, READERS * sizeof(Reader))
+        cdef Reader *readers = <Reader *>on_own_lines(READERS * sizeof(Reader))
         cdef int index
         if stripes == NULL or readers == NULL:
             PyMem_RawFree(stripes)
             free(readers)
             raise MemoryError
-        memset(readers, 0, READERS * sizeof(Reader))
         for index in range(lanes * STRIPES):
             stripes[index].slots = &NO_SLOTS
         if self.generation == fork_generation:

@@ -49,6 +49,13 @@ static inline int exact_str_equal(PyObject *a, PyObject *b) {
 /* Hands an owned reference to Cython, which would otherwise take one more. */
 static inline PyObject *give(PyObject *owned) { return owned; }
 
+/* Zeroed memory that starts on a cache line; freed with free(). */
+static inline void *on_own_lines(size_t size) {
+    void *memory = NULL;
+    if (posix_memalign(&memory, 64, size) != 0) return NULL;
+    return memset(memory, 0, size);
+}
+
 /* Counts the forks between the first process and this one, C-level forks included. */
 static int fork_generation = 0;
 static void count_fork(void) { fork_generation++; }
@@ -65,7 +72,7 @@ static inline int64_t this_thread_number(void) {
 }
 
 #define STRIPES 64      /* a power of two, and */
-#define STRIPE_SHIFT 58 /* the bits of a hash that do not choose the stripe */
+#define STRIPE_SHIFT (8 * (int)sizeof(Py_hash_t) - 6) /* the bits that do not choose it */
 
 /* The locks of all stripes for one group of threads: one cache line, then their hits.
  *

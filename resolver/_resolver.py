@@ -11,10 +11,9 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, runtime_checkable
 
 from . import _background
 from ._backend import ClientCache, fast_hits
@@ -30,6 +29,8 @@ from ._flight import Connector, FlightConnector
 from ._single_flight import PendingConnect
 from ._urls import mask_url, parse_worker_url
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _WHATEVER_CLIENT: Final = object()
 _MAX_SECONDS: Final = 1e9  # 30 years, in nanoseconds well within 64 bits
@@ -237,10 +238,10 @@ class DefaultChannelResolver(ClientCache):
     def _try_to_connect(self, key: str) -> tuple[Any, ResolverError | None]:
         try:
             client = self.connector.connect(key)
-            if client is None:
-                raise TypeError("connect() returned None")
-        except Exception as cause:
+        except Exception as cause:  # noqa: BLE001 -- becomes the cause of what is raised
             return None, _as_connect_error(key, cause)
+        if client is None:
+            return None, _as_connect_error(key, TypeError("connect() returned None"))
         return client, None
 
     def prefetch(self, urls: Iterable[Any], *, parallelism: int = 64) -> dict[str, ResolverError]:
