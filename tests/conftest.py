@@ -6,6 +6,7 @@ import faulthandler
 import os
 import platform
 import sys
+import sysconfig
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -31,6 +32,13 @@ def pytest_report_header() -> str:
         f"resolver: {_backend.IMPLEMENTATION} cache, "
         f"{platform.python_implementation()} {platform.python_version()} {gil_state()}"
     )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A free-threaded run in which something turned the GIL on has proven nothing."""
+    if sysconfig.get_config_var("Py_GIL_DISABLED") and gil_state() != "free-threaded":
+        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+        print("\nsomething turned the GIL on during this run", file=sys.stderr)
 
 
 @pytest.fixture
