@@ -40,9 +40,10 @@ class FakeClient:
     def __repr__(self) -> str:
         return f"FakeClient({self.url!r}, serial={self.serial})"
 
-    def __del__(self) -> None:
-        # A lock here could be taken while this very thread holds it; an append cannot.
-        self._ended.append((self.url, threading.get_ident()))
+    def __del__(self, this_thread: Callable[[], int] = threading.get_ident) -> None:
+        # A lock here could be taken while this very thread holds it; an append cannot. At
+        # the end of the interpreter, modules are empty and only arguments are left.
+        self._ended.append((self.url, this_thread()))
         if self._on_dispose is not None:
             self._on_dispose(self)
 
