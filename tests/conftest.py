@@ -38,7 +38,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """A free-threaded run in which something turned the GIL on has proven nothing."""
     if sysconfig.get_config_var("Py_GIL_DISABLED") and gil_state() != "free-threaded":
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
-        print("\nsomething turned the GIL on during this run", file=sys.stderr)
+        sys.stderr.write("\nsomething turned the GIL on during this run\n")
 
 
 @pytest.fixture
