@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ from ._single_flight import PendingConnect
 from ._urls import mask_url, parse_worker_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 _WHATEVER_CLIENT: Final = object()
 _MAX_SECONDS: Final = 1e9  # 30 years, in nanoseconds well within 64 bits
@@ -131,10 +132,11 @@ class DefaultChannelResolver(ClientCache):
             idle_timeout=idle_timeout, max_clients=max_clients, lanes=connections_per_url
         )
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # Nobody closed it. Its clients end on the disposer's thread all the same, not here.
-        # An interpreter that ends empties modules first: then there is no such thread.
-        if _background is not None and not self._is_inherited():
+        # An interpreter that ends has no such thread, and its modules may be empty: only
+        # arguments are sure to be left.
+        if not is_finalizing() and not self._is_inherited():
             self._clear()
 
     # -- looking up ----------------------------------------------------------------------
