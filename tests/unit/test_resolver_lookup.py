@@ -279,8 +279,8 @@ def test_a_hit_allocates_nothing(resolver):
         tracemalloc.stop()
         return peak - before
 
-    allocated(), baseline()
-    assert allocated() <= baseline()
+    # Other threads are traced too; the least of several is this one's alone.
+    assert min(allocated() for _ in range(10)) <= min(baseline() for _ in range(10))
     assert get(url) is client
 
 

@@ -11,7 +11,7 @@ from resolver import DefaultChannelResolver, WorkerConnectTimeoutError, _backgro
 from resolver._background import Disposer
 from resolver._single_flight import PendingConnect
 from resolver.testing import FakeConnector
-from tests.support.threads import Background, wait_until
+from tests.support.threads import Background, elsewhere, wait_until
 
 URL = "http://10.0.0.7:50051"
 
@@ -112,7 +112,7 @@ def test_a_daemon_that_was_interrupted_while_it_started_starts_later(monkeypatch
     with pytest.raises(KeyboardInterrupt):
         disposer.discard([])
     monkeypatch.undo()
-    disposer.discard([Ending(ended)])
+    disposer.discard([elsewhere(lambda: Ending(ended))])
     assert ended.wait(20)
 
 
@@ -128,7 +128,7 @@ def test_a_daemon_goes_on_after_an_error(monkeypatch, caplog):
         let_go(*arguments)
 
     monkeypatch.setattr(_background, "_let_go", failing_once)
-    disposer.discard([Ending(ended)])
+    disposer.discard([elsewhere(lambda: Ending(ended))])
     assert ended.wait(20)
     assert OwnDisposer.name in caplog.text
 
