@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -30,12 +31,9 @@ def blocks() -> list[object]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("examples")
     tool = Path(sys.executable).with_name("tpchgen-cli")
-    subprocess.run(
-        [str(tool) if tool.exists() else shutil.which("tpchgen-cli") or "tpchgen-cli"]
-        + ["parquet", "-s", "0.01", "--parts=4", "--tables=lineitem", f"--output-dir={folder}"],
-        check=True,
-        capture_output=True,
-    )
+    command = [str(tool) if tool.exists() else shutil.which("tpchgen-cli") or "tpchgen-cli"]
+    command += ["parquet", "-s", "0.01", "--parts=4", "--tables=lineitem"]
+    subprocess.run([*command, f"--output-dir={folder}"], check=True, capture_output=True)
     return folder
 
 
@@ -50,16 +48,14 @@ def test_the_example_runs(source: str, folder: Path) -> None:
         capture_output=True,
         text=True,
         timeout=100,
-        env={**_environment(), "PYTHONPATH": str(TOP)},
+        env={**os.environ, "PYTHONPATH": str(TOP)},
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page: Path) -> None:
-    broken = [
-        link for link in _LINK.findall(page.read_text()) if not (page.parent / link).exists()
-    ]
+    broken = [link for link in _LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert broken == []
 
 
@@ -69,9 +65,3 @@ def test_there_are_examples() -> None:
 
 def _indented(source: str) -> str:
     return "".join(f"    {line}\n" if line else "\n" for line in source.split("\n"))
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return dict(os.environ)
