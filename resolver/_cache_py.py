@@ -205,11 +205,7 @@ class ClientCache:
         with self._lock:
             self._connects += 1
             entry = self._tables[lane].get(key)
-            if (
-                entry is not None
-                and entry.state is _State.CONNECTING
-                and entry.pending is pending
-            ):
+            if entry is not None and entry.state is _State.CONNECTING and entry.pending is pending:
                 if self._closed:
                     self._unlink_locked(entry, gone)
                 else:
@@ -225,9 +221,7 @@ class ClientCache:
             self._make_room(key, lane)
         return stored
 
-    def _fail(
-        self, key: str, lane: int, pending: object, ttl: float, counted: bool = True
-    ) -> None:
+    def _fail(self, key: str, lane: int, pending: object, ttl: float, counted: bool = True) -> None:
         """Ends the connect `pending` without a client; remembered for `ttl` seconds."""
         key = _exact(key)
         gone: list[_Entry] = []
@@ -236,11 +230,7 @@ class ClientCache:
         with self._lock:
             self._connect_failures += counted
             entry = self._tables[lane].get(key)
-            if (
-                entry is not None
-                and entry.state is _State.CONNECTING
-                and entry.pending is pending
-            ):
+            if entry is not None and entry.state is _State.CONNECTING and entry.pending is pending:
                 if ttl > 0 and not self._closed:
                     entry.state = _State.FAILED
                     entry.used = until
