@@ -39,7 +39,7 @@ def askers(*, rounds: int) -> dict[str, Callable[[int], None]]:
     return {"resolver": ask_resolver, "dict": ask_dict}
 
 
-def measure(*, rounds: int = 1_000, turns: int = 41) -> dict[str, float]:
+def measure(*, rounds: int = 1_000, turns: int = 101) -> dict[str, float]:
     """Look-ups a second of two threads on disjoint URLs, over those of one thread.
 
     Each ratio is the median over turns of adjacent one- and two-thread runs.
