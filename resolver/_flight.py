@@ -9,7 +9,6 @@ is closed that somebody else may hold.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -19,7 +18,8 @@ import pyarrow as pa
 from pyarrow import flight
 
 from ._diagnosis import explain_unavailable, transport_detail
-from ._errors import ForkedProcessError, WorkerConnectError, WorkerConnectTimeoutError
+from ._errors import WorkerConnectError, WorkerConnectTimeoutError
+from ._fork import refuse_in_forked_child
 from ._headers import CallHeadersFactory, Headers, normalize_headers
 from ._urls import WorkerUrl, parse_worker_url
 
@@ -37,9 +37,6 @@ _ATTEMPT_GRACE_MS: Final = 250
 _SHORTEST_CALL: Final = 0.001
 _INT32: Final = range(-(2**31), 2**31)
 _PEM_MARK: Final = b"-----BEGIN "
-
-# The process that constructed the first client: gRPC's threads live there only.
-_grpc_pid: int | None = None
 
 
 @runtime_checkable
@@ -122,7 +119,7 @@ class FlightConnector:
         """
         deadline = time.monotonic() + self.connect_timeout
         worker = parse_worker_url(url)
-        _refuse_in_forked_child(worker.key)
+        refuse_in_forked_child(worker.key, deadline)
         call_headers = None
         if self.headers is not None:
             call_headers = CallHeadersFactory(self.headers)  # type: ignore[arg-type]  # normalised above
@@ -244,26 +241,6 @@ class FlightConnector:
             raise TypeError("tls_override_hostname must be a str")
         if self.tls_override_hostname == "":
             raise ValueError("tls_override_hostname must not be empty")
-
-
-def _refuse_in_forked_child(url: str) -> None:
-    """Raise in a child of a process that had constructed a client; claim it otherwise.
-
-    gRPC starts threads with the first client and a forked child has none of them: even
-    a fresh client there hangs beyond any deadline it is given.
-    """
-    global _grpc_pid  # noqa: PLW0603 -- a fact about the process
-    pid = os.getpid()
-    if _grpc_pid is None:
-        _grpc_pid = pid
-    elif _grpc_pid != pid:
-        raise ForkedProcessError(
-            f"Cannot connect to worker {url}: this process was forked from process {_grpc_pid}, "
-            "which had used Arrow Flight, and gRPC does not survive a fork. Start processes with "
-            "the 'spawn' or 'forkserver' method of multiprocessing, or fork before the first "
-            "client is made",
-            url=url,
-        )
 
 
 def _raise_headers_failed(worker: WorkerUrl, failure: BaseException) -> NoReturn:

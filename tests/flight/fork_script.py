@@ -12,13 +12,15 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from pyarrow import flight
 
-from resolver import DefaultChannelResolver, FlightConnector, ForkedProcessError
+from resolver import DefaultChannelResolver, FlightConnector, ForkedProcessError, _fork
 from resolver.testing import FakeConnector
 
 AT_ONCE = 1.0
@@ -100,6 +102,101 @@ def constructed_only(url: str, finalize: bool) -> None:
     with contextlib.suppress(ConnectionError):
         FlightConnector(connect_timeout=1).connect(OTHER)
     in_child(lambda: refused(lambda: FlightConnector().connect(url)), finalize=finalize)
+
+
+def own_client(url: str, finalize: bool) -> None:
+    """A client that no connector made; in a child it is its owner's to leave alone."""
+    client = flight.FlightClient(url.replace("http", "grpc+tcp"))
+    assert client.list_actions()
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
+    in_child(lambda: refused(lambda: FlightConnector().connect(url)), finalize=finalize)
+    assert FlightConnector().connect(url).list_actions(), "only the child is refused"
+
+
+def bare_client(url: str, finalize: bool) -> None:
+    """A client that was made and never used."""
+    client = flight.FlightClient(url.replace("http", "grpc+tcp"))
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
+    in_child(lambda: refused(lambda: FlightConnector().connect(url)), finalize=finalize)
+
+
+def own_server(url: str, finalize: bool) -> None:
+    """A parent that is a worker itself."""
+    server = flight.FlightServerBase("grpc+tcp://127.0.0.1:0")
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(server))
+    # Finalizers of a child would run into the server, which is its owner's matter.
+    in_child(lambda: refused(lambda: FlightConnector().connect(url)), finalize=False)
+    server.shutdown()
+    if finalize:
+        server.wait()
+
+
+def unseen(url: str, finalize: bool) -> None:
+    """Where a fork shows no threads, as on other systems, a hang ends as a refusal."""
+    _fork._TASKS = "/nowhere"  # type: ignore[misc]
+    client = flight.FlightClient(url.replace("http", "grpc+tcp"))
+    assert client.list_actions()
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
+
+    def child() -> None:
+        started = time.monotonic()
+        try:
+            FlightConnector(connect_timeout=0.5).connect(url)
+        except ForkedProcessError:
+            assert time.monotonic() - started <= 0.5 + 0.5
+        else:
+            raise AssertionError("a child whose gRPC is dead connected")
+        refused(lambda: FlightConnector().connect(url))  # and nobody waits twice
+
+    # The thread that tried hangs inside gRPC, whose own finalizers cannot end then.
+    in_child(child, finalize=False)
+    del finalize
+
+
+def late_import(url: str, finalize: bool) -> None:
+    """A child that imports this package only after its parent used Flight."""
+    client = flight.FlightClient(url.replace("http", "grpc+tcp"))
+    assert client.list_actions()
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
+
+    def child() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "resolver"]:
+            del sys.modules[name]
+        import resolver as fresh
+
+        assert fresh.ForkedProcessError is not ForkedProcessError
+        try:
+            fresh.FlightConnector(connect_timeout=0.5).connect(url)
+        except fresh.ForkedProcessError:
+            return
+        raise AssertionError("a child whose gRPC is dead connected")
+
+    in_child(child, finalize=False)
+    del finalize
+
+
+def other_grpc_name(url: str, finalize: bool) -> None:
+    """Threads of grpcio, which look alike, are no reason to refuse."""
+    sys.modules[_fork._OTHER_GRPC] = sys
+    started = threading.Event()
+    done = threading.Event()
+
+    def look_alike() -> None:
+        Path("/proc/self/task", str(threading.get_native_id()), "comm").write_text("event_engine")
+        started.set()
+        done.wait()
+
+    thread = threading.Thread(target=look_alike, daemon=True)
+    thread.start()
+    assert started.wait(10)
+    assert _fork._has_grpc_threads()
+
+    def child() -> None:
+        assert FlightConnector().connect(url).list_actions()
+
+    in_child(child, finalize=finalize)
+    done.set()
+    thread.join()
 
 
 def grandchild(url: str, finalize: bool) -> None:

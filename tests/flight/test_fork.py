@@ -24,9 +24,18 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
     [
         "live_connection",
         "constructed_only",
+        "own_client",
+        "bare_client",
+        "own_server",
+        "unseen",
+        "late_import",
         "grandchild",
         "nothing_constructed",
         "connector_without_grpc",
+        pytest.param(
+            "other_grpc_name",
+            marks=pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc"),
+        ),
     ],
 )
 def test_fork(scenario: str, end: str, server: FlightServerProcess) -> None:

@@ -193,10 +193,10 @@ def test_both_connectors_fulfil_the_protocol() -> None:
 
 
 def test_a_bad_url_is_refused_before_a_client_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fork, "_grpc_pid", None)
+    monkeypatch.setattr(_fork, "_used_by", None)
     with pytest.raises(InvalidWorkerUrlError):
         FlightConnector().connect("http://w1:0")
-    assert _fork._grpc_pid is None
+    assert _fork._used_by is None
 
 
 def test_options_that_pyarrow_refuses_are_a_connect_error(
