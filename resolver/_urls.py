@@ -60,6 +60,8 @@ _UNIX_PATH = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+;=:@/\-]|%[0-9A-Fa-f]{2})*")
 _UNIX_SAFE: Final = "/+:="
 # Bytes that pyarrow decodes from the location and gRPC then cannot address.
 _UNIX_REFUSED = re.compile(rb"[\x00-\x1f\x7f#?,]")
+# Short digits, as far as a delimiter or to the end; letters could be a password's.
+_PORT_SHOWN = re.compile(r"[0-9]{0,20}(?:[/\\?#;&=]|\s*$)|\Z")
 _SECRET_FOLLOWS = re.compile(r"[/\\?#;&=]")
 _SECRET_FOLLOWS_PATH = re.compile(r"[?#]")
 
@@ -126,6 +128,9 @@ def mask_url(text: str) -> str:
     match = _HEAD.match(text)
     head = match.group() if match else ""
     tail = text[len(head) :]
+    words = tail.split(maxsplit=1)
+    if len(words) > 1 and "@" not in tail and not tail[0].isspace():
+        return mask_url(head + words[0]) + " ***"
     is_unix_path = head.lower() == _UNIX + "://" and tail.startswith("/") and "@" not in tail
     if len(text) > MAX_URL_LENGTH or _has_disguised_delimiter(tail):
         return _shown(head + "***")
@@ -135,7 +140,16 @@ def mask_url(text: str) -> str:
     # An '@' behind one of these may end a password or stand in a query: trust neither side.
     if "%" in tail or _SECRET_FOLLOWS.search(before):
         return _shown(head + "***")
-    return _shown(head + ("***@" if at else "") + _until(_SECRET_FOLLOWS, after))
+    return _shown(head + ("***@" if at else "") + _masked_port(_until(_SECRET_FOLLOWS, after)))
+
+
+def _masked_port(address: str) -> str:
+    """``address`` without a port that is no number: a password may stand there."""
+    if address.startswith("[") and "]" in address:
+        return address
+    host, colon, port = address.partition(":")
+    digits = _PORT_SHOWN.match(port)
+    return address if not colon or digits or "***" in port else f"{host}:***"
 
 
 def _until(delimiter: re.Pattern[str], text: str) -> str:
@@ -156,13 +170,19 @@ def _text_of(url: object) -> str:
         if flight is not None and isinstance(url, flight.Location):
             return str(url.uri, "utf-8")
         if not isinstance(url, (bytes, bytearray, memoryview)):
-            return str.__str__(str(url))
+            text = str.__str__(str(url))
+            if _HEAD.match(text):
+                return text
     except Exception as error:
         raise InvalidWorkerUrlError(
             f"Not a worker URL: str() of a {type(url).__name__} failed "
             f"({type(error).__name__}); pass the URL as a str"
         ) from error
-    raise InvalidWorkerUrlError(f"A worker URL is text, not {type(url).__name__}; decode it first")
+    kind = type(url).__name__
+    if isinstance(url, (bytes, bytearray, memoryview)):
+        raise InvalidWorkerUrlError(f"A worker URL is text, not {kind}; decode it first")
+    # What such an object prints is not shown: it may hold anything.
+    raise InvalidWorkerUrlError(f"Not a worker URL: a {kind} is none; pass the URL as a str")
 
 
 def _parse_network(text: str, scheme: str, canonical: str, rest: str) -> WorkerUrl:

@@ -164,6 +164,12 @@ def test_bytes_are_not_guessed_at(given: object) -> None:
         parse_worker_url(given)
 
 
+def test_other_objects_are_named_by_type_only() -> None:
+    with pytest.raises(InvalidWorkerUrlError, match="a dict is none") as caught:
+        parse_worker_url({"token": SECRET})
+    assert SECRET not in repr(caught.value)
+
+
 @pytest.mark.parametrize("given", [None, 0, 1.5, object(), [], ["http://w1:5"], {}, ("http", "w1")])
 def test_other_objects_are_refused(given: object) -> None:
     with pytest.raises(InvalidWorkerUrlError):
@@ -337,6 +343,8 @@ def test_message_is_bounded() -> None:
         f"grpc+unix:///run/w=1?token={SECRET}",
         f"grpc+unix:///user:{SECRET}@w1#",
         f"grpc+unix://user:{SECRET}@/run/w",
+        f"http://user:{SECRET}",
+        f"http://w1:5 --token {SECRET}",
         f"http://user:{SECRET}{'x' * 3_000}@w1:5",
         f"http://{'x' * 3_000}?token={SECRET}",
     ],
