@@ -116,6 +116,10 @@ class FlightServerProcess:
         if self.is_running:
             raise RuntimeError("the server runs already")
         if self._unix_path is not None:
+            if not self._unix_path.parent.is_dir():
+                raise FileNotFoundError(
+                    f"unix_path is in a directory that does not exist: {self._unix_path.parent}"
+                )
             self._unix_path.unlink(missing_ok=True)
         location = self._location(allow_unknown_port=True)
         package_root = Path(resolver.__file__).resolve().parents[1]

@@ -225,6 +225,11 @@ def test_a_server_that_cannot_start_says_why() -> None:
     assert not server.is_running
 
 
+def test_a_socket_without_a_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="directory that does not exist"):
+        FlightServerProcess(unix_path=tmp_path / "none" / "w").start()
+
+
 def test_a_server_that_is_too_slow_is_ended() -> None:
     server = FlightServerProcess(ready_timeout=0.001)
     with pytest.raises(RuntimeError, match="did not start"):
