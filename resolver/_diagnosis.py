@@ -8,12 +8,19 @@ of wording costs clarity, never correctness.
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _MAX_DETAIL: Final = 300
 _LAST_ERROR = re.compile(r"last error: [A-Z_]+: (?P<detail>.*)", re.DOTALL)
 _NOISE = re.compile(r"Flight returned \w+ error, with message: ")
 
+_ARROW_CODE = re.compile(r"Detail: (?:Unavailable|TimedOut)\b")
+_FROM_TRANSPORT: Final = "failed to connect to all addresses"
+
+_CHECK_ANSWER: Final = "check the worker and any proxy in front of it"
 _CHECK_WORKER: Final = "check that the worker runs and that host and port are right"
 
 
@@ -90,8 +97,20 @@ def transport_detail(message: str) -> str:
     return detail if len(detail) <= _MAX_DETAIL else detail[:_MAX_DETAIL] + "..."
 
 
-def explain_unavailable(message: str, *, tls: bool) -> Diagnosis:
-    """Explain the message of an ``UNAVAILABLE`` status."""
+def is_workers_answer(message: str) -> bool:
+    """Whether a Flight server itself made this status: only those carry Arrow's own code."""
+    return not message.startswith("Flight returned ") and bool(_ARROW_CODE.search(message))
+
+
+def is_attempt_timeout(message: str) -> bool:
+    """Whether gRPC gave up a connection attempt of its own after its time."""
+    return _FROM_TRANSPORT in message and "timed out" in transport_detail(message)
+
+
+def explain_unavailable(
+    message: str, *, tls: bool, redact: Callable[[str], str] = str
+) -> Diagnosis:
+    """Explain the message of an ``UNAVAILABLE`` status; an unknown one is quoted redacted."""
     # A name lookup fails in many words, but always in front of any address.
     if "errors resolving" in message or "DNS resolution failed" in message:
         return _UNRESOLVED
@@ -100,4 +119,7 @@ def explain_unavailable(message: str, *, tls: bool) -> Diagnosis:
     for fragment, diagnosis in _ANY_TRANSPORT + (_TLS if tls else _PLAINTEXT):
         if fragment in text:
             return diagnosis
-    return Diagnosis(detail or "unavailable", _CHECK_WORKER)
+    detail = transport_detail(redact(message))
+    if _FROM_TRANSPORT in message or not detail:
+        return Diagnosis(detail or "unavailable", _CHECK_WORKER)
+    return Diagnosis(f"the call was answered UNAVAILABLE: {detail}", _CHECK_ANSWER)

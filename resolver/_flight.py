@@ -8,7 +8,6 @@ is closed that somebody else may hold.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +16,12 @@ from typing import Any, Final, NoReturn, Protocol, TypeAlias, runtime_checkable
 import pyarrow as pa
 from pyarrow import flight
 
-from ._diagnosis import explain_unavailable, transport_detail
+from ._diagnosis import (
+    explain_unavailable,
+    is_attempt_timeout,
+    is_workers_answer,
+    transport_detail,
+)
 from ._errors import WorkerConnectError, WorkerConnectTimeoutError
 from ._fork import refuse_in_forked_child
 from ._headers import CallHeadersFactory, Headers, normalize_headers
@@ -34,6 +38,8 @@ _MAX_BACKOFF_MS: Final = 500
 # gRPC gives up one connection attempt after this "minimum backoff"; a little longer than
 # the call that waits for it, so that it is always the deadline that speaks.
 _ATTEMPT_GRACE_MS: Final = 250
+# gRPC's deadlines are in milliseconds of another clock.
+_CLOCK_STEP: Final = 0.02
 _SHORTEST_CALL: Final = 0.001
 _INT32: Final = range(-(2**31), 2**31)
 _PEM_MARK: Final = b"-----BEGIN "
@@ -108,10 +114,11 @@ class FlightConnector:
     def connect(self, url: str) -> flight.FlightClient:
         """Return a new client on which the worker has just answered a call.
 
-        Any answer counts, a refusal of the call included: it proves that the worker is
-        reachable, and what it thinks of the caller is for the caller's own call to find
-        out. The call is ``ListActions``, which every Flight server may be asked and
-        which changes nothing.
+        Any answer of a Flight server counts, a refusal of the call included: it proves that
+        the worker is reachable, and what it thinks of the caller is for the caller's own
+        call to find out. (``UNAVAILABLE`` counts only with Arrow's own code on it; without,
+        a proxy may have said it, and it is an error that quotes it.) The call is
+        ``ListActions``, which every Flight server may be asked and which changes nothing.
 
         Raises ``InvalidWorkerUrlError``, ``WorkerConnectError``, its subclass
         ``WorkerConnectTimeoutError``, or ``ForkedProcessError``. Thread-safe; blocks
@@ -185,10 +192,12 @@ class FlightConnector:
     ) -> None:
         # wait_for_available() overshoots its timeout tenfold; the deadline of a call holds.
         remaining = max(deadline - time.monotonic(), _SHORTEST_CALL)
+        unreachable = None
         try:
             client.list_actions(flight.FlightCallOptions(timeout=remaining))
         except (flight.FlightTimedOutError, flight.FlightUnavailableError) as error:
-            self._raise_unreachable(worker, error, call_headers)
+            if not is_workers_answer(str(error)):
+                unreachable = error
         except (flight.FlightError, pa.ArrowException, OSError) as error:
             failure = call_headers.failure if call_headers is not None else None
             if failure is not None:
@@ -199,31 +208,44 @@ class FlightConnector:
                     "check what the connector's middleware adds",
                     url=worker.key,
                 ) from error
+        if unreachable is not None:
+            # Out here, so that words not yet masked are no context of what is raised.
+            self._raise_unreachable(worker, unreachable, deadline, call_headers)
 
     def _raise_unreachable(
-        self, worker: WorkerUrl, error: Exception, call_headers: CallHeadersFactory | None
+        self,
+        worker: WorkerUrl,
+        error: Exception,
+        deadline: float,
+        call_headers: CallHeadersFactory | None,
     ) -> NoReturn:
+        passed = time.monotonic() >= deadline - _CLOCK_STEP
         message = str(error)
-        if call_headers is not None:
-            redacted = call_headers.redact(message)
-            if redacted != message:
-                message = redacted
-                error = type(error)(redacted)
+        # What is known is recognised in the words as they came, the rest is shown masked.
+        redact = call_headers.redact if call_headers is not None else str
+        cause = error if redact(message) == message else type(error)(redact(message))
+        if isinstance(error, flight.FlightTimedOutError) and not passed:
+            raise WorkerConnectError(
+                f"Could not connect to worker {worker.key}: the call was answered "
+                f"DEADLINE_EXCEEDED before its deadline: {transport_detail(redact(message))}; "
+                "check the worker and any proxy in front of it",
+                url=worker.key,
+            ) from cause
         # An attempt limited by the user's own generic_options ends as unavailable.
-        timed_out = isinstance(error, flight.FlightTimedOutError) or (
-            "timed out" in transport_detail(message)
-        )
-        if timed_out:
+        if isinstance(error, flight.FlightTimedOutError) or is_attempt_timeout(message):
+            within = f"{self.connect_timeout:g} s"
+            if not passed:
+                within = "one connection attempt as generic_options limit it"
             raise WorkerConnectTimeoutError(
-                f"Worker {worker.key} did not answer within {self.connect_timeout:g} s; check that "
+                f"Worker {worker.key} did not answer within {within}; check that "
                 "it is not stopped or overloaded and that no firewall drops its packets, or raise "
                 "connect_timeout",
                 url=worker.key,
-            ) from error
-        reason, remedy = explain_unavailable(message, tls=worker.is_tls)
+            ) from cause
+        reason, remedy = explain_unavailable(message, tls=worker.is_tls, redact=redact)
         raise WorkerConnectError(
             f"Could not connect to worker {worker.key}: {reason}; {remedy}", url=worker.key
-        ) from error
+        ) from cause
 
     def _check_tls(self) -> None:
         for name in ("tls_root_certificates", "client_certificate", "client_key"):
@@ -270,7 +292,8 @@ def _check_pem(name: str, value: object) -> None:
 def _checked_timeout(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"connect_timeout is a number of seconds, not {type(value).__name__}")
-    if not (math.isfinite(value) and 0 < value <= MAX_CONNECT_TIMEOUT):
+    # Comparing is exact for any int and false for a NaN; no conversion can overflow.
+    if not 0 < value <= MAX_CONNECT_TIMEOUT:
         raise ValueError(f"connect_timeout must be above 0 and at most {MAX_CONNECT_TIMEOUT:g} s")
     return float(value)
 
@@ -298,7 +321,13 @@ def _check_write_limit(value: object) -> None:
 
 def _checked_options(value: GenericOptions) -> tuple[tuple[str, int | str], ...]:
     options: dict[str, int | str] = {}
-    for name, option in value.items() if isinstance(value, Mapping) else value:
+    given: object = value
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise TypeError("generic_options is a mapping or (name, value) pairs")
+    for pair in value.items() if isinstance(value, Mapping) else value:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:  # noqa: PLR2004 -- a pair
+            raise TypeError("generic_options is a mapping or (name, value) pairs")
+        name, option = pair
         if not isinstance(name, str):
             raise TypeError("generic_options are named by str")
         if not isinstance(option, (int, str)):

@@ -9,6 +9,7 @@ header's value into a message or a log.
 
 from __future__ import annotations
 
+import base64
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -42,6 +43,8 @@ _RESERVED: Final = frozenset(
 # No header name may hold a space, so gRPC refuses the call on this side of the wire.
 _REFUSE_CALL: Final = {"resolver could not get the headers of this call": ""}
 
+_SHORTEST_SECRET: Final = 4
+
 _log = logging.getLogger("resolver")
 
 
@@ -53,8 +56,13 @@ def normalize_headers(headers: StaticHeaders) -> NormalHeaders:
     given: object = headers
     if isinstance(given, (str, bytes)):
         raise TypeError("headers must be a mapping or (name, value) pairs, not text")
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
-    normal = [(_normal_name(name), value) for name, value in pairs]
+    if not isinstance(given, Iterable):
+        raise TypeError(f"headers must be a mapping or pairs, not {type(given).__name__}")
+    normal = []
+    for pair in headers.items() if isinstance(headers, Mapping) else headers:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:  # noqa: PLR2004 -- a pair
+            raise TypeError("headers must be a mapping or (name, value) pairs")
+        normal.append((_normal_name(pair[0]), pair[1]))
     for name, value in normal:
         _check_value(name, value)
     return tuple(sorted(normal, key=lambda pair: pair[0]))
@@ -82,18 +90,27 @@ class CallHeadersFactory(flight.ClientMiddlewareFactory):  # type: ignore[misc] 
             self.sent = normalize_headers(self._provider())
         # Also a KeyboardInterrupt: pyarrow would swallow it and send the call bare.
         except BaseException as error:  # noqa: BLE001
+            # Once per failure, not per call; its text or its frames may hold the token.
+            if type(error) is not type(self.failure):
+                _log.error(
+                    "The headers callable of a FlightConnector failed (%s); calls are refused "
+                    "until it recovers",
+                    type(error).__name__,
+                )
             self.failure = error
-            _log.error("The headers callable of a FlightConnector failed", exc_info=error)
             return _CallHeaders(_REFUSE_CALL)
         self.failure = None
         return _CallHeaders(_grouped(self.sent))
 
     def redact(self, text: str) -> str:
-        """``text`` with the values last sent masked: a server may echo what it was sent."""
-        for _, value in self.sent:
-            shown = value if isinstance(value, str) else value.decode("latin-1")
-            if shown:
-                text = text.replace(shown, "***")
+        """``text`` with the values last sent masked: a server may echo what it was sent.
+
+        Each word of a value counts, and the base64 of a binary one. Words of fewer than
+        four characters stay: they are no secrets, and half of any text has them in it.
+        """
+        secrets = {word for _, value in self.sent for word in _words(value)}
+        for secret in sorted(secrets, key=len, reverse=True):
+            text = text.replace(secret, "***")
         return text
 
 
@@ -104,6 +121,18 @@ class _CallHeaders(flight.ClientMiddleware):  # type: ignore[misc]  # pyarrow is
 
     def sending_headers(self) -> Mapping[str, Any]:
         return self._headers
+
+
+def _words(value: HeaderValue) -> list[str]:
+    if isinstance(value, str):
+        words = [value, *value.split()]
+    else:
+        encoded = [base64.b64encode(value), base64.urlsafe_b64encode(value)]
+        words = [form.decode("ascii") for form in encoded]
+        words += [word.rstrip("=") for word in words]
+        for text in (value.decode("latin-1"), value.decode("utf-8", "replace")):
+            words += [text, *text.split()]
+    return [word for word in words if len(word) >= _SHORTEST_SECRET]
 
 
 def _grouped(headers: NormalHeaders) -> dict[str, list[HeaderValue]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +19,8 @@ from resolver import (
     WorkerConnectError,
     WorkerConnectTimeoutError,
 )
+from resolver._headers import CallHeadersFactory
+from resolver._urls import parse_worker_url
 from resolver.testing import FaultyProxy, FlightServerProcess
 
 THREADS = 8
@@ -88,7 +91,11 @@ def test_a_call_whose_headers_fail_never_leaves(
     broken = True
     with pytest.raises(flight.FlightInternalError):
         client.list_actions()
-    assert "no token today" in caplog.text
+    assert "LookupError" in caplog.text
+    assert "no token today" not in caplog.text, "it may hold the token"
+    with pytest.raises(flight.FlightInternalError):
+        client.list_actions()
+    assert len(caplog.records) == 1, "not on each call"
     broken = False
     assert headers_seen(client)["x-tenant"] == ["a"]
     (calls,) = client.do_action("calls")
@@ -146,13 +153,43 @@ class Kept(flight.ServerMiddleware):  # type: ignore[misc]
     headers: dict[str, list[str]]
 
 
-def test_a_secret_that_the_worker_echoes_is_masked() -> None:
-    secret = {"authorization": "Bearer s3cret"}
+def test_a_live_worker_that_says_unavailable_has_answered() -> None:
     with Echoing("grpc://127.0.0.1:0", middleware={"headers": Keeping()}) as server:
-        for headers in (secret, lambda: secret):
-            with pytest.raises(WorkerConnectError, match=r"draining; you sent .+\*\*\*") as caught:
-                FlightConnector(headers=headers).connect(f"http://127.0.0.1:{server.port}")
-            assert "s3cret" not in f"{caught.value!r} {caught.value.__cause__!r}"
+        connector = FlightConnector(headers={"authorization": "Bearer s3cret"})
+        client = connector.connect(f"http://127.0.0.1:{server.port}")
+        with pytest.raises(flight.FlightUnavailableError, match="draining"):
+            client.list_actions()
+
+
+class Busy(flight.FlightServerBase):  # type: ignore[misc]
+    def list_actions(self, context: flight.ServerCallContext) -> None:
+        raise flight.FlightTimedOutError("busy")
+
+
+def test_a_live_worker_that_says_timed_out_has_answered() -> None:
+    with Busy("grpc://127.0.0.1:0") as server:
+        assert FlightConnector().connect(f"http://127.0.0.1:{server.port}")
+
+
+@pytest.mark.parametrize("error", [flight.FlightUnavailableError, flight.FlightTimedOutError])
+def test_an_answer_that_is_nobodys_is_quoted_without_secrets(error: type[Exception]) -> None:
+    sent = (("authorization", "Bearer s3cret"), ("x-env", "n"))
+    factory = CallHeadersFactory(sent)
+    status = error("Flight returned x error, with message: rejected token s3cret")
+    connector = FlightConnector(connect_timeout=30)
+    with pytest.raises(WorkerConnectError, match=r"answered .*rejected token \*\*\*") as caught:
+        connector._raise_unreachable(
+            parse_worker_url("http://w1:5"), status, time.monotonic() + 30, factory
+        )
+    assert type(caught.value) is WorkerConnectError, "no deadline has passed"
+    assert "s3cret" not in f"{caught.value!r} {caught.value.__cause__!r}"
+
+
+@pytest.mark.parametrize("value", ["n", "1", "refused", "to"])
+def test_header_values_do_not_garble_the_diagnosis(value: str, closed_port: int) -> None:
+    with pytest.raises(WorkerConnectError, match="connection refused") as caught:
+        FlightConnector(headers={"x-env": value}).connect(f"http://127.0.0.1:{closed_port}")
+    assert caught.value.__context__ is caught.value.__cause__ or not caught.value.__context__
 
 
 # -- middleware ----------------------------------------------------------------------------

@@ -77,6 +77,12 @@ def token() -> dict[str, str]:
         ({"generic_options": {b"grpc.x": 1}}, TypeError, "str"),
         ({"generic_options": {"grpc.x": 2**31}}, ValueError, "32 bits"),
         ({"headers": "authorization: x"}, TypeError, "mapping"),
+        ({"connect_timeout": 10**400}, ValueError, "connect_timeout"),
+        ({"generic_options": "ab"}, TypeError, "generic_options"),
+        ({"generic_options": None}, TypeError, "generic_options"),
+        ({"generic_options": [1]}, TypeError, "generic_options"),
+        ({"headers": 5}, TypeError, "headers"),
+        ({"headers": [1]}, TypeError, "headers"),
         ({"headers": {1: "x"}}, TypeError, "name"),
         ({"headers": {"": "x"}}, ValueError, "name"),
         ({"headers": {"a b": "x"}}, ValueError, "name"),
@@ -269,6 +275,9 @@ def test_a_callable_that_recovers_is_used_again() -> None:
 def test_values_are_redacted_from_text() -> None:
     factory = CallHeadersFactory(normalize_headers({"a": "s3cret", "b-bin": b"\xffkey", "c": ""}))
     assert factory.redact("bad s3cret and \xffkey!") == "bad *** and ***!"
+    assert factory.redact("bad /2tleQ== n") == "bad *** n"
+    factory = CallHeadersFactory(normalize_headers({"a": "Bearer s3cret", "b": "n", "c": "err"}))
+    assert factory.redact("n error: rejected s3cret") == "n error: rejected ***"
 
 
 # -- words -----------------------------------------------------------------------------------
