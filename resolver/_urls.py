@@ -62,7 +62,8 @@ _UNIX_SAFE: Final = "/+:="
 _UNIX_REFUSED = re.compile(rb"[\x00-\x1f\x7f#?,]")
 # Short digits, as far as a delimiter or to the end; letters could be a password's.
 _PORT_SHOWN = re.compile(r"[0-9]{0,20}(?:[/\\?#;&=]|\s*$)|\Z")
-_SECRET_FOLLOWS = re.compile(r"[/\\?#;&=]")
+_SECRET_FOLLOWS = re.compile(r"[/\\?#;&=|,!$'\"()<>{}^`~+]")
+_BRACKETED_ADDRESS = re.compile(r"\[[0-9A-Fa-f:.%]*\]")
 _SECRET_FOLLOWS_PATH = re.compile(r"[?#]")
 
 _WRITE = "write the address alone, such as http://10.0.0.7:50051"
@@ -145,8 +146,8 @@ def mask_url(text: str) -> str:
 
 def _masked_port(address: str) -> str:
     """``address`` without a port that is no number: a password may stand there."""
-    if address.startswith("[") and "]" in address:
-        return address
+    if address.startswith("["):
+        return address if _BRACKETED_ADDRESS.match(address) else "[***"
     host, colon, port = address.partition(":")
     digits = _PORT_SHOWN.match(port)
     return address if not colon or digits or "***" in port else f"{host}:***"

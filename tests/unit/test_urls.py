@@ -383,3 +383,14 @@ def test_masking_keeps_the_address(written: str, shown: str) -> None:
 def test_masking_leaves_a_canonical_url_alone(key: str) -> None:
     canonical = parse_worker_url(key).key
     assert mask_url(canonical) == canonical
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[user:s3cr3t]", "http://[user:s3cr3t", "http://h|s3cr3t", "http://h,s3cr3t:1"]
+)
+def test_a_secret_is_masked_where_no_standard_would_put_it(url):
+    assert "s3cr3t" not in mask_url(url)
+    with pytest.raises(InvalidWorkerUrlError) as caught:
+        parse_worker_url(url)
+    assert "s3cr3t" not in str(caught.value)
+    assert "s3cr3t" not in str(caught.value.url)
