@@ -9,6 +9,7 @@ and ``cache()`` run on a single node for now.
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import datafusion
@@ -76,7 +77,7 @@ class DataFrame(datafusion.DataFrame):
             super().explain(verbose, analyze, **options)
         else:
             width = None if verbose else DEFAULT_WIDTH
-            print(self.distributed_plan().display(width))  # noqa: T201  # what it is for  # what it is for
+            print(self.distributed_plan().display(width))  # noqa: T201  # what it is for
 
     def collect(self) -> list[pa.RecordBatch]:
         run = self._session._start(self)
@@ -113,7 +114,12 @@ class DataFrame(datafusion.DataFrame):
         return [_PartitionStream(run, stream) for stream in run.partition_streams()]
 
     def to_arrow_table(self) -> pa.Table:
-        return pa.Table.from_batches(self.collect(), schema=self.schema())
+        return self._table(self.collect())
+
+    def _table(self, batches: list[pa.RecordBatch]) -> pa.Table:
+        # The plan that ran may differ from the query's own schema in nullability and in
+        # views; without a batch, that schema is all there is.
+        return pa.Table.from_batches(batches, schema=None if batches else self.schema())
 
     def to_pandas(self) -> Any:
         return self.to_arrow_table().to_pandas()
@@ -148,7 +154,7 @@ class DataFrame(datafusion.DataFrame):
             batches = [batch.to_pyarrow() for batch in run.stream()]
         finally:
             run.close()
-        table = pa.Table.from_batches(batches, schema=self.schema())
+        table = self._table(batches)
         datafusion.SessionContext().from_arrow(table).show(num)
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
@@ -156,7 +162,11 @@ class DataFrame(datafusion.DataFrame):
         if run is None:
             return super().__arrow_c_stream__(requested_schema)
         batches = (batch.to_pyarrow() for batch in HeadStream(run, run.stream()))
-        reader = pa.RecordBatchReader.from_batches(self.schema(), batches)
+        first = next(batches, None)
+        reader = pa.RecordBatchReader.from_batches(
+            self.schema() if first is None else first.schema,
+            batches if first is None else itertools.chain([first], batches),
+        )
         return reader.__arrow_c_stream__(requested_schema)
 
     def __iter__(self) -> Iterator[Any]:

@@ -61,6 +61,11 @@ _REASONS: Final = {
     "csv_sink": _SINK,
     "parquet_sink": _SINK,
 }
+# Terminator, compression and array format are lost on the wire, and not displayed either.
+_LOSSY_SCANS: Final = {
+    "csv_scan": "it reads CSV, whose options do not all survive the way to a worker",
+    "json_scan": "it reads JSON, whose options do not all survive the way to a worker",
+}
 _NOT_UNDERSTOOD: Final = "this kind of node is not distributed"
 
 
@@ -189,6 +194,8 @@ def _leaf_stage_top(nodes: Sequence[PlanNode], names: Sequence[str]) -> int:
         raise _NotDistributableError(
             f"it reads from {scan.object_store_url}, which workers are not known to reach"
         )
+    if scan.kind in _LOSSY_SCANS:
+        raise _NotDistributableError(_LOSSY_SCANS[scan.kind])
     if scan.declares_partitioning:
         raise _NotDistributableError("the scan promises a partitioning that a cut would break")
     if scan.file_groups == 1:
@@ -198,6 +205,12 @@ def _leaf_stage_top(nodes: Sequence[PlanNode], names: Sequence[str]) -> int:
     top = len(nodes) - 1
     while top > 0 and _is_partition_wise(nodes[top - 1]):
         top -= 1
+        if nodes[top].kind == "aggregate" and names[top].count("ORDER BY") > 1:
+            # Their partial states bear the names of what they are ordered by; two may share
+            # one, and stage output is read by name.
+            raise _NotDistributableError(
+                "AggregateExec: more than one aggregate with an ORDER BY of its own"
+            )
     if top == 0 or nodes[top - 1].kind in ("coalesce_partitions", "sort_preserving_merge"):
         return top
     if nodes[top - 1].is_hash_repartition:

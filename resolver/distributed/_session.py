@@ -17,12 +17,15 @@ import datafusion
 from ._dataframe import DataFrame, returns_frame
 from ._exchange import Exchange
 from ._executor import HeadRun, run
+from ._lookalikes import bears_a_builtin_name, spark_functions_were_used
 from ._planner import first_line, single_node
 from ._settings import PLANNING, derive_context, non_default_settings
 from ._stage import DistributedPlan, SingleNodePlan
 from ._state import SessionState, SessionStateBuilder
 
 __all__ = ["SessionContext"]
+
+_LOOKALIKES = "it may call a function that workers would take for DataFusion's own of that name"
 
 
 class _Shared:
@@ -50,6 +53,11 @@ class SessionContext(datafusion.SessionContext):
     """
 
     def __init__(self, state: SessionState | None = None) -> None:
+        if state is not None and not isinstance(state, SessionState):
+            raise TypeError(
+                f"a SessionContext is made from a SessionState, not a {type(state).__name__}; "
+                "give that to SessionStateBuilder().with_config(...) or .with_runtime(...)"
+            )
         state = SessionStateBuilder().build() if state is None else state
         super().__init__(state.session_config(), state.runtime)
         self._shared = _Shared(state)
@@ -73,6 +81,26 @@ class SessionContext(datafusion.SessionContext):
         context = self._adopted(super().with_extensions(*args, **kwargs))
         self._shared.own_planning = "the session has extensions of its own"
         return context
+
+    def enable_spark_functions(self) -> None:
+        super().enable_spark_functions()
+        self._shared.own_planning = _LOOKALIKES
+
+    def register_udf(self, udf: Any) -> None:
+        super().register_udf(udf)
+        self._beware_of(udf)
+
+    def register_udaf(self, udaf: Any) -> None:
+        super().register_udaf(udaf)
+        self._beware_of(udaf)
+
+    def register_udwf(self, udwf: Any) -> None:
+        super().register_udwf(udwf)
+        self._beware_of(udwf)
+
+    def _beware_of(self, function: Any) -> None:
+        if bears_a_builtin_name(function):
+            self._shared.own_planning = _LOOKALIKES
 
     def _adopted(self, context: datafusion.SessionContext) -> SessionContext:
         """Another handle on this session, as one of ours."""
@@ -111,6 +139,8 @@ class SessionContext(datafusion.SessionContext):
             return "the session has no worker resolver"
         if self._shared.own_planning is not None:
             return self._shared.own_planning
+        if spark_functions_were_used():
+            return _LOOKALIKES
         urls = list(dict.fromkeys(str(url) for url in state.worker_resolver.get_urls()))
         # Planned in a session of its own: what cutting asks for must not change how this
         # session plans the queries that are not cut.
@@ -128,7 +158,7 @@ class SessionContext(datafusion.SessionContext):
 def _stay_distributed() -> None:
     """Wrap every method that gives a DataFrame or another handle on the session."""
     for name, function in vars(datafusion.SessionContext).items():
-        if name in vars(SessionContext):
+        if name in vars(SessionContext) or isinstance(function, (classmethod, staticmethod)):
             continue
         if returns_frame(function):
             setattr(SessionContext, name, _giving_frames(function))

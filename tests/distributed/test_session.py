@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import inspect
 from itertools import chain
 from pathlib import Path
@@ -13,6 +14,7 @@ import duckdb_extension_tpch
 import pyarrow as pa
 import pytest
 from datafusion import col, functions, lit, udf
+from datafusion.functions import spark
 
 from resolver import default_channel_resolver
 from resolver.distributed import (
@@ -24,6 +26,7 @@ from resolver.distributed import (
     SessionStateBuilder,
     SingleNodePlan,
     StaticWorkerResolver,
+    _lookalikes,
 )
 from resolver.distributed._dataframe import returns_frame
 from resolver.distributed._tpch import QUERIES
@@ -329,18 +332,88 @@ def test_writing_runs_on_a_single_node(session, single, tmp_path):
     assert rows(written.to_arrow_table()) == rows(single.sql(QUERIES[1]).to_arrow_table())
 
 
-def test_csv_and_json_are_distributed(session, single, tmp_path):
-    for kind in ("csv", "json"):
-        (tmp_path / kind).mkdir()
+def test_csv_and_json_are_left_to_one_node(session, single, tmp_path):
+    """Their terminator, compression and format are lost on the wire without a trace."""
+    single.from_pydict({"a": [1, 2, 3], "b": ["x", "y", "z"]}).write_json(str(tmp_path / "j.json"))
+    (tmp_path / "csv").mkdir()
     for part in range(3):
-        table = pa.table({"a": list(range(part, 300, 3)), "b": [f"row {part}"] * 100})
-        single.from_arrow(table).write_csv(str(tmp_path / "csv" / f"{part}.csv"), with_header=True)
-        single.from_arrow(table).write_json(str(tmp_path / "json" / f"{part}.json"))
-    for kind in ("csv", "json"):
-        frame = getattr(session, f"read_{kind}")(f"{tmp_path / kind}/")
-        total = frame.aggregate([col("b")], [functions.sum(col("a")).alias("s")])
-        assert isinstance(total.distributed_plan(), DistributedPlan), total.distributed_plan()
-        assert sum(row["s"] for row in total.to_pylist()) == sum(range(300))
+        (tmp_path / "csv" / f"{part}.csv").write_text("1;2;3;4;")
+    (tmp_path / "gz").mkdir()
+    for part in range(3):
+        with gzip.open(tmp_path / "gz" / f"{part}.csv.gz", "wt") as file:
+            file.write("a\n1\n2\n")
+    options = "'format.has_header' 'false', 'format.terminator' ';'"
+    for each in (session, single):
+        each.sql(
+            f"CREATE EXTERNAL TABLE terminated(a BIGINT) STORED AS CSV "
+            f"LOCATION '{tmp_path}/csv/' OPTIONS({options})"
+        ).collect()
+        each.register_csv(
+            "zipped", f"{tmp_path}/gz/", file_extension=".csv.gz", file_compression_type="gzip"
+        )
+        each.register_json("json", f"{tmp_path}/j.json")
+    for table in ("terminated", "zipped", "json"):
+        query = f"SELECT count(*) AS n, sum(a) AS s FROM {table}"
+        frame = session.sql(query)
+        assert "options do not all survive" in frame.distributed_plan().reason
+        assert frame.to_pylist() == single.sql(query).to_pylist()
+
+
+@pytest.mark.parametrize("arrive", ["enable_spark_functions", "register_udf"])
+def test_a_function_that_looks_like_a_builtin_stays_at_home(session, arrive):
+    query = "SELECT concat(l_shipmode, l_returnflag) AS c, count(*) AS n FROM lineitem GROUP BY 1"
+    assert isinstance(session.sql(query).distributed_plan(), DistributedPlan)
+    if arrive == "enable_spark_functions":
+        session.enable_spark_functions()
+    else:
+        session.register_udf(
+            udf(lambda text: text, [pa.string()], pa.string(), "immutable", name="Upper")
+        )
+    assert "take for DataFusion's own" in session.sql(query).distributed_plan().reason
+
+
+def test_spark_functions_of_a_data_frame_stay_at_home(session, monkeypatch):
+    monkeypatch.setattr(_lookalikes._spark, "was_asked", False)
+    frame = session.table("lineitem").aggregate([col("l_shipmode")], [])
+    assert isinstance(frame.distributed_plan(), DistributedPlan)
+    spark.concat(col("l_shipmode"), col("l_returnflag"))
+    assert "take for DataFusion's own" in frame.distributed_plan().reason
+
+
+def test_aggregates_with_an_order_of_their_own_stay_at_home(session, single):
+    query = (
+        "SELECT l_shipmode, first_value(l_tax ORDER BY l_comment) AS f, "
+        "last_value(l_tax ORDER BY l_comment) AS l FROM lineitem GROUP BY l_shipmode"
+    )
+    frame = session.sql(query)
+    assert "ORDER BY of its own" in frame.distributed_plan().reason
+    assert rows(frame.to_arrow_table()) == rows(single.sql(query).to_arrow_table())
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT version() AS v, 1 AS x",
+        "SELECT CASE WHEN l_tax IS NULL THEN 'x' ELSE l_comment END AS c FROM lineitem",
+        "SELECT grouping(l_tax) AS g, count(*) AS n FROM lineitem GROUP BY CUBE (l_tax)",
+        "SELECT l_shipmode FROM lineitem WHERE l_tax < -1",
+    ],
+)
+def test_every_way_to_a_table_works_where_schemas_differ(session, single, query):
+    frame, expected = session.sql(query), rows(single.sql(query).to_arrow_table())
+    assert rows(frame.to_arrow_table()) == expected
+    assert rows(pa.table(frame)) == expected
+    assert len(frame.to_pylist()) == len(expected)
+    frame.show()
+
+
+def test_a_session_is_not_made_from_a_configuration():
+    with pytest.raises(TypeError, match="with_config"):
+        SessionContext(datafusion.SessionConfig())
+
+
+def test_the_global_session_is_still_to_be_had():
+    assert isinstance(SessionContext.global_ctx(), datafusion.SessionContext)
 
 
 def test_output_is_gone_when_a_query_ends(session):
