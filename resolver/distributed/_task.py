@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from ._batches import plain_schema
 from ._exchange import Exchange, PartitionWriter, QueryReleasedError, StoredPartition
+from ._plan_proto import PlanDecodeError, PlanNode
 from ._wire import PartitionReport, TaskReport, TaskRequest
 
 if TYPE_CHECKING:
@@ -28,6 +29,22 @@ __all__ = ["InvalidPlanError", "decode_plan", "run_task"]
 MAX_PARTITIONS: Final = 1_024
 """Output partitions of one task; each runs on a thread of its own."""
 
+# What the planner puts into a stage. Whatever else a plan may hold is nobody's task.
+_STAGE_KINDS: Final = frozenset(
+    {
+        "aggregate",
+        "arrow_scan",
+        "avro_scan",
+        "coalesce_batches",
+        "cooperative",
+        "filter",
+        "local_limit",
+        "parquet_scan",
+        "projection",
+        "repartition",
+        "sort",
+    }
+)
 _CANCEL_POLL: Final = 0.1  # seconds between looks at whether the caller is still there
 
 
@@ -71,6 +88,7 @@ def run_task(
     ``QueryReleasedError`` when the query ended meanwhile, or what the plan raised.
     """
     started = time.monotonic()
+    _check_kinds(request.plan)
     plan = decode_plan(request.plan, context, allow_python_udfs=allow_python_udfs)
     with exchange.task(request.output) as directory:
         results = _run_partitions(plan, context, directory, request, exchange, is_cancelled)
@@ -83,6 +101,17 @@ def run_task(
         schema=schemas[0].serialize().to_pybytes() if schemas else None,
         seconds=time.monotonic() - started,
     )
+
+
+def _check_kinds(data: bytes) -> None:
+    """Refuse plans that do more than read files and compute: a sink writes anywhere."""
+    try:
+        kinds = {node.kind for node in PlanNode.parse(data).walk()}
+    except PlanDecodeError as error:
+        raise InvalidPlanError(f"these plan bytes were refused: {error}") from error
+    if kinds - _STAGE_KINDS:
+        shown = ", ".join(sorted(kinds - _STAGE_KINDS))
+        raise InvalidPlanError(f"these plan bytes were refused: no part of a task is: {shown}")
 
 
 _Result = tuple[StoredPartition, pa.Schema | None]

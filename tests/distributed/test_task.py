@@ -19,6 +19,7 @@ from resolver.distributed._task import InvalidPlanError, decode_plan, run_task
 from resolver.distributed._wire import OutputKey, PartitionTicket, TaskRequest
 from tests.support.distributed import configured, names, rows
 
+ENDLESS_KINDS = _task._STAGE_KINDS | {"coalesce_partitions", "cross_join"}
 KEY = OutputKey("0" * 32, 1, 0, 0)
 
 
@@ -128,6 +129,13 @@ def test_a_panic_is_an_error_of_the_task(planning, executing, exchange, monkeypa
     assert names(exchange.path / KEY.query) == []
 
 
+@pytest.fixture
+def endless(monkeypatch):
+    """Accept a join, whose output is long, as a task."""
+    monkeypatch.setattr(_task, "_STAGE_KINDS", ENDLESS_KINDS)
+
+
+@pytest.mark.usefixtures("endless")
 def test_a_release_ends_a_running_task(planning, executing, exchange):
     def release():
         exchange.release(KEY.query)
@@ -138,6 +146,7 @@ def test_a_release_ends_a_running_task(planning, executing, exchange):
     assert names(exchange.path) == [".lock"]
 
 
+@pytest.mark.usefixtures("endless")
 def test_a_caller_that_has_gone_ends_a_running_task(planning, executing, exchange):
     with pytest.raises(QueryReleasedError, match="gone away"):
         run(planning, executing, exchange, "SELECT * FROM lineitem, nation, region", lambda: True)
@@ -162,6 +171,28 @@ def test_partitions_that_disagree_about_the_schema_are_an_error(
 def test_garbage_is_no_plan(executing, data):
     with pytest.raises(InvalidPlanError, match="refused"):
         decode_plan(data, executing)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "COPY (SELECT l_tax FROM lineitem) TO '{folder}/stolen.csv' STORED AS CSV",
+        "COPY (SELECT l_tax FROM lineitem) TO '{folder}/stolen.parquet' STORED AS PARQUET",
+        "COPY (SELECT l_tax FROM lineitem) TO '{folder}/stolen.json' STORED AS JSON",
+        "SELECT * FROM generate_series(1, 1000000000)",
+        "SELECT * FROM lineitem, orders",
+    ],
+)
+def test_a_task_only_reads_files_and_computes(planning, executing, exchange, tmp_path, query):
+    with pytest.raises(InvalidPlanError, match="no part of a task"):
+        run(planning, executing, exchange, query.format(folder=tmp_path))
+    assert not list(tmp_path.glob("stolen*"))
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage", b"\xff" * 99])
+def test_garbage_is_no_task(executing, exchange, data):
+    with pytest.raises(InvalidPlanError, match="refused"):
+        run_task(TaskRequest(KEY, data, {}), executing, exchange, lambda: False)
 
 
 def test_a_panic_while_decoding_is_a_refusal(executing, monkeypatch):
