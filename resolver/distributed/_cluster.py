@@ -133,7 +133,8 @@ class LocalCluster:
 
     def _spawn(self, index: int) -> subprocess.Popen[str]:
         assert self._directory is not None
-        command = [sys.executable, "-m", "resolver", "worker"]
+        # -P: what lies about in the current directory is no part of a worker.
+        command = [sys.executable, "-P", "-m", "resolver", "worker"]
         command += ["--listen", "grpc://127.0.0.1:0"]
         command += ["--exchange-dir", str(self._directory.path)]
         command += ["--owner", str(os.getpid()), "--owner-dir", str(self._directory.path)]
@@ -151,8 +152,8 @@ class LocalCluster:
 
     def _child_environment(self) -> dict[str, str]:
         environment = {**os.environ, **self._environment}
-        # The workers must find the very package that started them.
-        path = [str(_PACKAGE_PARENT), environment.get("PYTHONPATH", "")]
+        # The workers must find the very package that started them, and what it could import.
+        path = [str(_PACKAGE_PARENT), *sys.path, environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
         return environment
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -21,6 +22,9 @@ __all__ = ["LockedDirectory"]
 _PREFIX: Final = "resolver-"
 _NEW: Final = ".new-resolver-"
 _LOCK: Final = ".lock"
+_GLOB: Final = frozenset("*?[")
+_SIGNATURE: Final = b"a directory of resolver's own"
+_OURS: Final = re.compile(r"resolver-[a-z]+-[a-z0-9_]{8}")
 
 
 class LockedDirectory:
@@ -33,6 +37,11 @@ class LockedDirectory:
 
     def __init__(self, purpose: str, base: str | os.PathLike[str] | None = None) -> None:
         parent = Path(tempfile.gettempdir() if base is None else base).absolute()
+        if not _GLOB.isdisjoint(str(parent)):
+            raise ValueError(
+                f"{parent} has one of the characters {' '.join(sorted(_GLOB))}, which DataFusion "
+                "reads as a pattern; set exchange_dir, or TMPDIR, to another directory"
+            )
         parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(parent)
         # Locked under one name and only then given the name that others look for: a
@@ -40,6 +49,7 @@ class LockedDirectory:
         fresh = Path(tempfile.mkdtemp(prefix=_NEW, dir=parent))
         lock = os.open(fresh / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
+        os.write(lock, _SIGNATURE)
         self.path: Final = parent / f"{_PREFIX}{purpose}-{fresh.name.removeprefix(_NEW)}"
         fresh.rename(self.path)
         self._finalizer = weakref.finalize(self, _remove, self.path, lock, os.getpid())
@@ -53,13 +63,16 @@ class LockedDirectory:
 
 
 def remove_abandoned(parent: Path) -> None:
-    """Remove the directories under ``parent`` whose owner is gone."""
+    """Remove the directories that this module made under ``parent`` and whose owner is gone."""
     for lock_path in parent.glob(f"{_PREFIX}*/{_LOCK}"):
+        if not _OURS.fullmatch(lock_path.parent.name):
+            continue
         with contextlib.suppress(OSError):
             lock = os.open(lock_path, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock_path.parent, ignore_errors=True)
+                if os.read(lock, 2 * len(_SIGNATURE)) == _SIGNATURE:
+                    shutil.rmtree(lock_path.parent, ignore_errors=True)
             finally:
                 os.close(lock)
 

@@ -35,6 +35,7 @@ RELEASE_QUERY: Final = "resolver.release_query"
 WORKER_INFO: Final = "resolver.worker_info"
 
 _MAX_HEADER_BYTES: Final = 1 << 20
+_MAX_REPORT_BYTES: Final = 1 << 26  # the schema of a very wide table is in it
 _MAX_INDEX: Final = 1 << 20
 _QUERY_ID: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -133,7 +134,7 @@ class TaskReport:
 
     @classmethod
     def parse(cls, data: bytes) -> TaskReport:
-        fields = _load(data, {"partitions", "schema", "seconds"})
+        fields = _load(data, {"partitions", "schema", "seconds"}, limit=_MAX_REPORT_BYTES)
         try:
             partitions = tuple(
                 PartitionReport(int(rows), int(batches), int(size))
@@ -158,8 +159,8 @@ def _dump(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _load(data: bytes, names: set[str]) -> dict[str, Any]:
-    if len(data) > _MAX_HEADER_BYTES:
+def _load(data: bytes, names: set[str], *, limit: int = _MAX_HEADER_BYTES) -> dict[str, Any]:
+    if len(data) > limit:
         raise WireError(f"a message of {len(data)} bytes is over the limit")
     try:
         fields = json.loads(data)

@@ -236,3 +236,10 @@ def test_a_custom_resolver_is_registered_on_both_sides(temporary, tmp_path, regi
         assert mine.stats().connects == 2
         for url in cluster.get_urls():
             assert worker_info(mine, url)["resolver"] == "MyResolver"
+
+
+def test_what_lies_about_in_the_current_directory_is_no_part_of_a_worker(tmp_path, monkeypatch):
+    (tmp_path / "queue.py").write_text("raise SystemExit('this ran in a worker')")
+    monkeypatch.chdir(tmp_path)
+    with LocalCluster(workers=1) as cluster:
+        assert len(cluster.get_urls()) == 1

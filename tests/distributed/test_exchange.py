@@ -216,3 +216,21 @@ def test_a_forked_child_does_not_remove_what_its_parent_owns(tmp_path):
         "assert not d.path.exists()\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
+
+
+@pytest.mark.parametrize("name", ["resolver-venv", "resolver-notes-abcd1234"])
+def test_the_directory_of_somebody_else_is_left_alone(tmp_path, name):
+    """It has a lock that nobody holds, and a name that begins like ours."""
+    theirs = tmp_path / name
+    theirs.mkdir()
+    (theirs / ".lock").touch()
+    (theirs / "precious.txt").write_text("mine")
+    Exchange(tmp_path).close()
+    assert (theirs / "precious.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["ex[1]", "ex*", "ex?x"])
+def test_a_directory_that_reads_as_a_pattern_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="TMPDIR"):
+        Exchange(tmp_path / name)
+    assert names(tmp_path) == []

@@ -125,3 +125,8 @@ def test_a_malformed_report_is_refused(change):
     TaskReport.parse(json.dumps(report).encode())
     with pytest.raises(WireError, match="report"):
         TaskReport.parse(json.dumps({**report, **change}).encode())
+
+
+def test_the_report_of_a_very_wide_table_is_accepted():
+    report = TaskReport((PartitionReport(1, 1, 1),), b"s" * (2 << 20), 0.5)
+    assert TaskReport.parse(report.to_bytes()) == report
