@@ -116,19 +116,17 @@ def test_a_daemon_that_was_interrupted_while_it_started_starts_later(monkeypatch
     assert ended.wait(20)
 
 
-def test_a_daemon_goes_on_after_an_error(monkeypatch, caplog):
+def test_a_daemon_goes_on_after_an_error(caplog):
+    class FailingOnce(OwnDisposer):
+        errors = [MemoryError()]
+
+        def _work(self):
+            if self.errors:
+                raise self.errors.pop()
+            super()._work()
+
     ended = threading.Event()
-    disposer = OwnDisposer()
-    let_go = _background._let_go
-    errors = [MemoryError()]
-
-    def failing_once(*arguments):
-        if errors:
-            raise errors.pop()
-        let_go(*arguments)
-
-    monkeypatch.setattr(_background, "_let_go", failing_once)
-    disposer.discard([elsewhere(lambda: Ending(ended))])
+    FailingOnce().discard([Ending(ended)])
     assert ended.wait(20)
     assert OwnDisposer.name in caplog.text
 
