@@ -10,20 +10,30 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from ._options import COMPRESSIONS
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 __all__ = [
+    "AWAIT_TASK",
     "EXECUTE_TASK",
+    "HEALTH",
     "RELEASE_QUERY",
+    "RENEW_LEASE",
     "WORKER_INFO",
+    "AwaitRequest",
+    "NodeMetrics",
     "OutputKey",
     "PartitionReport",
+    "PartitionSource",
     "PartitionTicket",
+    "StageInput",
     "TaskReport",
     "TaskRequest",
     "WireError",
@@ -31,10 +41,19 @@ __all__ = [
 ]
 
 EXECUTE_TASK: Final = "resolver.execute_task"
+"""Start a task and wait a while for it: a TaskReport, or nothing while it still runs."""
+AWAIT_TASK: Final = "resolver.await_task"
+"""Wait a while longer for a started task; answers as EXECUTE_TASK does."""
 RELEASE_QUERY: Final = "resolver.release_query"
+"""End a query: stop its tasks, remove its output."""
+RENEW_LEASE: Final = "resolver.renew_lease"
+"""Keep a query: its coordinator is alive."""
 WORKER_INFO: Final = "resolver.worker_info"
+HEALTH: Final = "resolver.health"
 
 _MAX_HEADER_BYTES: Final = 1 << 20
+_MAX_REQUEST_BYTES: Final = 1 << 26  # what a task reads is listed in it
+_MAX_WAIT: Final = 60.0  # seconds
 _MAX_REPORT_BYTES: Final = 1 << 26  # the schema of a very wide table is in it
 _MAX_INDEX: Final = 1 << 20
 _QUERY_ID: Final = re.compile(r"[0-9a-f]{32}")
@@ -56,48 +75,135 @@ class OutputKey:
 
 @dataclass(frozen=True, slots=True)
 class PartitionTicket:
-    """One output partition of a task: the content of a Flight ticket."""
+    """One output partition of a task, from ``first_batch`` on: the content of a Flight ticket.
+
+    A worker answers with a piece of the partition, not necessarily all that is left of it,
+    so that a deadline for the call does not limit how large a partition may be.
+    """
 
     output: OutputKey
     partition: int
+    first_batch: int = 0
 
     def to_bytes(self) -> bytes:
-        return _dump({**asdict(self.output), "partition": self.partition})
+        return _dump(
+            {**asdict(self.output), "partition": self.partition, "first_batch": self.first_batch}
+        )
 
     @classmethod
     def parse(cls, data: bytes) -> PartitionTicket:
-        fields = _load(data, {"query", "stage", "task", "attempt", "partition"})
-        return cls(_output_key(fields), _index(fields, "partition"))
+        fields = _load(data, {"query", "stage", "task", "attempt", "partition", "first_batch"})
+        first_batch = _index(fields, "first_batch", limit=1 << 40)
+        return cls(_output_key(fields), _index(fields, "partition"), first_batch)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionSource:
+    """Where one output partition of a task is, and how much of it there is.
+
+    ``url`` is empty for a partition without batches, which nobody needs to fetch.
+    """
+
+    url: str
+    output: OutputKey
+    partition: int
+    rows: int
+    batches: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageInput:
+    """What a task reads of another stage.
+
+    ``number`` is the one that the task's plan bears in place of the stage; ``partitions``
+    are those of the plan's input, each made of the sources listed, in that order;
+    ``schema`` is the Arrow schema they have, serialized.
+    """
+
+    number: int
+    schema: bytes
+    partitions: tuple[tuple[PartitionSource, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRequest:
-    """Run ``plan`` and keep its output as ``output`` until the query is released.
+    """Run ``plan`` over ``inputs`` and keep its output as ``output`` until the query ends.
 
     ``settings`` are the DataFusion options in which the coordinator's session differs
-    from the defaults, so that the plan means the same on both sides.
+    from the defaults, so that the plan means the same on both sides. ``passthrough``
+    names the headers of this call that go with the calls it causes. ``wait`` is how many
+    seconds to wait for the task before answering; ``compression``, ``lease`` and
+    ``worker_timeout`` are as in ``DistributedOptions``.
     """
 
     output: OutputKey
     plan: bytes
     settings: Mapping[str, str]
+    inputs: tuple[StageInput, ...] = ()
+    passthrough: tuple[str, ...] = ()
+    wait: float = 5.0
+    compression: str = "none"
+    lease: float = 60.0
+    worker_timeout: float = 10.0
 
     def to_bytes(self) -> bytes:
-        header = _dump({**asdict(self.output), "settings": dict(self.settings)})
-        return header + b"\n" + self.plan
+        header = {
+            **asdict(self.output),
+            "settings": dict(self.settings),
+            "inputs": [_dumped_input(stage_input) for stage_input in self.inputs],
+            "passthrough": list(self.passthrough),
+            "wait": self.wait,
+            "compression": self.compression,
+            "lease": self.lease,
+            "worker_timeout": self.worker_timeout,
+        }
+        return _dump(header) + b"\n" + self.plan
 
     @classmethod
     def parse(cls, data: bytes) -> TaskRequest:
         header, newline, plan = data.partition(b"\n")
         if not newline:
             raise WireError("a task request is a line of JSON followed by the bytes of a plan")
-        fields = _load(header, {"query", "stage", "task", "attempt", "settings"})
-        settings = fields["settings"]
-        if not isinstance(settings, dict) or not all(
-            isinstance(value, str) for value in settings.values()
-        ):
+        names = {"query", "stage", "task", "attempt", "settings", "inputs", "passthrough"}
+        names |= {"wait", "compression", "lease", "worker_timeout"}
+        fields = _load(header, names, limit=_MAX_REQUEST_BYTES)
+        settings, passthrough = fields["settings"], fields["passthrough"]
+        if not isinstance(settings, dict) or not _all_strings(settings.values()):
             raise WireError("settings must be an object of strings")
-        return cls(_output_key(fields), plan, settings)
+        if not isinstance(passthrough, list) or not _all_strings(passthrough):
+            raise WireError("passthrough must be a list of strings")
+        if fields["compression"] not in COMPRESSIONS:
+            raise WireError(f"compression must be one of {', '.join(COMPRESSIONS)}")
+        if not isinstance(fields["inputs"], list):
+            raise WireError("inputs must be a list")
+        return cls(
+            output=_output_key(fields),
+            plan=plan,
+            settings=settings,
+            inputs=tuple(_parsed_input(stage_input) for stage_input in fields["inputs"]),
+            passthrough=tuple(passthrough),
+            wait=_seconds(fields, "wait", _MAX_WAIT),
+            compression=fields["compression"],
+            lease=_seconds(fields, "lease"),
+            worker_timeout=_seconds(fields, "worker_timeout"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitRequest:
+    """The body of ``AWAIT_TASK``: which task, and how many seconds to wait for it."""
+
+    output: OutputKey
+    wait: float
+
+    def to_bytes(self) -> bytes:
+        return _dump({**asdict(self.output), "wait": self.wait})
+
+    @classmethod
+    def parse(cls, data: bytes) -> AwaitRequest:
+        fields = _load(data, {"query", "stage", "task", "attempt", "wait"})
+        return cls(_output_key(fields), _seconds(fields, "wait", _MAX_WAIT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,39 +216,61 @@ class PartitionReport:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeMetrics:
+    """What one node of a task's plan did, in the order in which a plan is displayed.
+
+    ``seconds`` is compute time summed over partitions; ``spilled`` is in bytes.
+    """
+
+    rows: int
+    seconds: float
+    spilled: int
+
+
+@dataclass(frozen=True, slots=True)
 class TaskReport:
     """The outcome of a task.
 
-    ``schema`` is the Arrow schema the plan declares, serialized, or ``None`` when no
-    partition gave a batch: DataFusion shows a schema only with the first one.
-    ``seconds`` is the time the task ran on the worker.
+    ``schema`` is the Arrow schema of its output, serialized. ``seconds`` is the time the
+    task ran on the worker, ``fetched_bytes`` what it fetched from other workers, and
+    ``nodes`` the metrics of its plan, from the root down.
     """
 
     partitions: tuple[PartitionReport, ...]
-    schema: bytes | None
+    schema: bytes
     seconds: float
+    fetched_bytes: int = 0
+    nodes: tuple[NodeMetrics, ...] = ()
 
     def to_bytes(self) -> bytes:
-        schema = None if self.schema is None else base64.b64encode(self.schema).decode()
         return _dump(
             {
                 "partitions": [[p.rows, p.batches, p.bytes] for p in self.partitions],
-                "schema": schema,
+                "schema": base64.b64encode(self.schema).decode(),
                 "seconds": self.seconds,
+                "fetched_bytes": self.fetched_bytes,
+                "nodes": [[n.rows, n.seconds, n.spilled] for n in self.nodes],
             }
         )
 
     @classmethod
     def parse(cls, data: bytes) -> TaskReport:
-        fields = _load(data, {"partitions", "schema", "seconds"}, limit=_MAX_REPORT_BYTES)
+        names = {"partitions", "schema", "seconds", "fetched_bytes", "nodes"}
+        fields = _load(data, names, limit=_MAX_REPORT_BYTES)
         try:
-            partitions = tuple(
-                PartitionReport(int(rows), int(batches), int(size))
-                for rows, batches, size in fields["partitions"]
+            return cls(
+                partitions=tuple(
+                    PartitionReport(int(rows), int(batches), int(size))
+                    for rows, batches, size in fields["partitions"]
+                ),
+                schema=base64.b64decode(fields["schema"], validate=True),
+                seconds=float(fields["seconds"]),
+                fetched_bytes=int(fields["fetched_bytes"]),
+                nodes=tuple(
+                    NodeMetrics(int(rows), float(seconds), int(spilled))
+                    for rows, seconds, spilled in fields["nodes"]
+                ),
             )
-            encoded = fields["schema"]
-            schema = None if encoded is None else base64.b64decode(encoded, validate=True)
-            return cls(partitions, schema, float(fields["seconds"]))
         except (TypeError, ValueError, binascii.Error) as error:
             raise WireError(f"malformed task report: {error}") from error
 
@@ -186,8 +314,59 @@ def _query_id(value: object) -> str:
     return value
 
 
-def _index(fields: Mapping[str, Any], name: str) -> int:
+def _index(fields: Mapping[str, Any], name: str, limit: int = _MAX_INDEX) -> int:
     value = fields[name]
-    if type(value) is not int or not 0 <= value < _MAX_INDEX:
-        raise WireError(f"{name} must be a whole number from 0 to {_MAX_INDEX - 1}")
+    if type(value) is not int or not 0 <= value < limit:
+        raise WireError(f"{name} must be a whole number from 0 to {limit - 1}")
     return value
+
+
+def _seconds(fields: Mapping[str, Any], name: str, limit: float = math.inf) -> float:
+    value = fields[name]
+    if type(value) not in (int, float) or not 0 <= value <= limit or math.isinf(value):
+        raise WireError(f"{name} must be a number of seconds from 0 to {limit:g}")
+    return float(value)
+
+
+def _all_strings(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _dumped_input(stage_input: StageInput) -> dict[str, Any]:
+    return {
+        "number": stage_input.number,
+        "schema": base64.b64encode(stage_input.schema).decode(),
+        "partitions": [
+            [[s.url, *astuple(s.output), s.partition, s.rows, s.batches, s.bytes] for s in sources]
+            for sources in stage_input.partitions
+        ],
+    }
+
+
+def _parsed_input(value: object) -> StageInput:
+    if not isinstance(value, dict) or value.keys() != {"number", "schema", "partitions"}:
+        raise WireError("an input has exactly the fields number, partitions and schema")
+    try:
+        return StageInput(
+            number=_index(value, "number"),
+            schema=base64.b64decode(value["schema"], validate=True),
+            partitions=tuple(
+                tuple(_parsed_source(*source) for source in sources)
+                for sources in value["partitions"]
+            ),
+        )
+    except WireError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise WireError("malformed input of a task") from error
+
+
+def _parsed_source(url: object, query: object, *numbers: object) -> PartitionSource:
+    if not isinstance(url, str):
+        raise WireError("the URL of a source must be a string")
+    names = ("stage", "task", "attempt", "partition", "rows", "batches", "bytes")
+    fields = {"query": query, **dict(zip(names, numbers, strict=True))}
+    rows, batches, size = (_index(fields, name, limit=1 << 60) for name in names[4:])
+    return PartitionSource(
+        url, _output_key(fields), _index(fields, "partition"), rows, batches, size
+    )
