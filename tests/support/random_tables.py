@@ -8,7 +8,7 @@ sets differ in their rows, never in names and types. What queries look like is
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import random
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ import pyarrow.parquet
 
 __all__ = ["KINDS", "SETS", "TABLES", "VIEWS", "Column", "Table", "TableSet", "View"]
 
-UTC: Final = datetime.UTC
-DAY: Final = datetime.date(2024, 2, 28)
-NOON: Final = datetime.datetime(2024, 2, 28, 12, 30)  # noqa: DTZ001  # a type of its own
+UTC: Final = dt.UTC
+DAY: Final = dt.date(2024, 2, 28)
+NOON: Final = dt.datetime(2024, 2, 28, 12, 30)  # noqa: DTZ001  # a type of its own
 
 KINDS: Final[dict[str, Sequence[Any]]] = {
     "int": (0, 1, 2, 3, 5, 7, 9, 100, -1, -128),
@@ -36,14 +36,14 @@ KINDS: Final[dict[str, Sequence[Any]]] = {
     "decimal": tuple(map(Decimal, ("0.00", "1.50", "-1.50", "99.99", "1000000.01"))),
     "bool": (True, False),
     "text": ("a", "b", "", "ab", "A%", "äß", "a longer text than fits into a view"),
+    "fixed": (b"ab", b"\xff\x00"),
     "bytes": (b"", b"\x00", b"\xff\x00", b"ab"),
-    "date": tuple(DAY + datetime.timedelta(days=d) for d in (0, 1, 2, 366, -20_000)),
-    "time": (datetime.time(0), datetime.time(12, 30), datetime.time(23, 59, 59, 999_999)),
-    "stamp": tuple(NOON + datetime.timedelta(hours=h) for h in (0, 1, 24, 8784, -500_000)),
-    "zoned": tuple(
-        (NOON + datetime.timedelta(hours=h)).replace(tzinfo=UTC) for h in (0, 1, 24, 8784)
-    ),
-    "span": tuple(datetime.timedelta(seconds=s) for s in (0, 1, 3600, -5)),
+    "date": tuple(DAY + dt.timedelta(days=d) for d in (0, 1, 2, 366, -20_000)),
+    "time": (dt.time(0), dt.time(12, 30), dt.time(23, 59, 59, 999_999)),
+    "clock": (dt.time(0), dt.time(12, 30)),
+    "stamp": tuple(NOON + dt.timedelta(hours=h) for h in (0, 1, 24, 8784, -500_000)),
+    "zoned": tuple((NOON + dt.timedelta(hours=h)).replace(tzinfo=UTC) for h in (0, 1, 24, 8784)),
+    "span": tuple(dt.timedelta(seconds=s) for s in (0, 1, 3600, -5)),
     "list": ([], [1], [1, 2, None], [None], [3, 3]),
     "struct": ({"a": 1, "b": "x"}, {"a": None, "b": "x"}, {"a": 2, "b": None}),
     "map": ([], [("a", 1)], [("a", 1), ("b", None)]),
@@ -126,7 +126,7 @@ TABLES: Final = (
             m=("decimal", pa.decimal128(12, 2)),
             d=("date", pa.date32()),
             ts=("stamp", pa.timestamp("ns")),
-            fx=("bytes", pa.binary(2)),
+            fx=("fixed", pa.binary(2)),
         ),
     ),
     Table(
@@ -177,7 +177,7 @@ TABLES: Final = (
         "pages",
         "arrow",
         (0.2, 0.2),
-        _columns(id=_ID, k=_KEY, s=("text", pa.large_string()), tm=("time", pa.time32("ms"))),
+        _columns(id=_ID, k=_KEY, s=("text", pa.large_string()), tm=("clock", pa.time32("ms"))),
     ),
     Table("nothing", "parquet", (0.0, 0.0), _columns(id=_ID, k=_KEY, s=("text", pa.string()))),
 )
@@ -270,8 +270,6 @@ def _array(column: Column, rows: range, chance: random.Random) -> pa.Array:
         return pa.array(rows, column.type)
     if column.name == "k":
         values: Sequence[Any] = (1, 1, 1, 1, 2, 2, 3, 4, 5, 6, 7, None, None)
-    elif column.type == pa.binary(2):
-        values = (b"ab", b"\xff\x00", None)
     else:
         values = (*KINDS[column.kind], None, None)
     return pa.array([chance.choice(values) for _ in rows], column.type)
