@@ -1,4 +1,4 @@
-"""The command line: ``python -m resolver demo`` and ``python -m resolver worker``.
+"""The command line: ``python -m resolver sql``, ``demo`` and ``worker``.
 
 Reads arguments and hands over; what a command does is in ``resolver.distributed``, which
 is imported only once a command needs it, so that ``--help`` works without its extra.
@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from ._flight import FlightConnector
 
 __all__ = ["main"]
 
@@ -24,8 +27,10 @@ _DESCRIPTION = """\
 Distributed DataFusion over Arrow Flight workers.
 
   see it work        python -m resolver demo
+  query your files   python -m resolver sql --table t=FILE_OR_DIRECTORY "SELECT * FROM t"
   run one worker     python -m resolver worker --listen grpc://127.0.0.1:50051
-  use that worker    see docs/distributed.md: SessionStateBuilder with a
+  use that worker    python -m resolver sql --workers http://127.0.0.1:50051 ...
+                     or, from Python, docs/distributed.md: SessionStateBuilder with a
                      StaticWorkerResolver(["http://127.0.0.1:50051"])
 """
 
@@ -39,6 +44,30 @@ Exit code 0: all rows equal. 1: some differ.
 
   python -m resolver demo                       scale factor 0.1, three workers
   SF=1 python -m resolver demo --workers 2      6 million rows of lineitem
+"""
+
+_SQL = """\
+Runs SQL over files, spread over workers: by default one worker process per core, started
+for these statements and stopped after them.
+
+  python -m resolver sql --table lineitem=data/lineitem "SELECT count(*) FROM lineitem"
+  python -m resolver sql --table o=orders.csv --table c=customers.parquet \\
+      "SELECT name, sum(price) FROM o JOIN c ON o.customer = c.id GROUP BY name"
+  python -m resolver sql --table o=orders.csv --explain "SELECT ..."   how it would run
+  python -m resolver sql --table o=orders.csv --analyze "SELECT ..."   run it, and say how
+  python -m resolver sql --table o=orders.csv --output-file result.parquet --file query.sql
+  echo "SELECT 1 AS one" | python -m resolver sql --output json -
+
+A table is a .parquet, .csv (with a heading), .json or .ndjson (one object per line) or
+.arrow file, or a directory of such; a directory called year=2026 in it makes a column
+year. Several statements are separated by semicolons and run in order.
+
+Workers that run already are named by URL. They read the same paths as this process:
+
+  python -m resolver sql --workers https://10.0.0.7:50051,https://10.0.0.8:50051 \\
+      --token-file token.txt --tls-root-certs ca.pem --table t=/data/t "SELECT ..."
+
+Exit code 0: done. 1: a statement failed. 2: the command line makes no sense.
 """
 
 _WORKER = """\
@@ -67,14 +96,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
-        return command(arguments)
+        code = command(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more on its way out; there is nobody to read that either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         if arguments.traceback:
             raise
         print(f"resolver: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,7 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = parser.add_subparsers(required=True, metavar="command")
-    _add_demo(_command(commands, "demo", "run two TPC-H queries on local workers", _DEMO))
+    _add_sql(_command(commands, "sql", "run SQL over files on workers", _SQL))
+    _add_demo(_command(commands, "demo", "run TPC-H queries on local workers", _DEMO))
     _add_worker(_command(commands, "worker", "serve tasks of distributed queries", _WORKER))
     return parser
 
@@ -116,6 +152,48 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         help="where the data is kept (default: resolver/ in $XDG_CACHE_HOME, or ~/.cache)",
     )
     parser.set_defaults(command=_demo)
+
+
+def _add_sql(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("query", nargs="?", help="the SQL; - reads it from stdin")
+    add("--file", type=Path, help="read the SQL from this file")
+    add(
+        "--table",
+        metavar="NAME=PATH",
+        action="append",
+        default=[],
+        help="a file or directory, and its name in the SQL; may be repeated",
+    )
+    add(
+        "--workers",
+        metavar="N|URL,URL",
+        type=_workers,
+        help="how many to start (default: one per core), or which running ones to use",
+    )
+    mode = parser.add_mutually_exclusive_group()
+    for name, what in (("explain", "print the staged plan"), ("analyze", "run, print figures")):
+        mode.add_argument(
+            f"--{name}", dest="mode", action="store_const", const=name, default="run", help=what
+        )
+    mode.add_argument(
+        "--output",
+        choices=("csv", "json", "parquet", "arrow"),
+        help="instead of a printed table (default: what the output file's name says)",
+    )
+    add("--output-file", metavar="FILE", type=Path, help="where the result goes (default: stdout)")
+    add(
+        "--max-rows",
+        metavar="N",
+        type=_count,
+        default=100,
+        help="rows of a printed table; all are counted (default: %(default)s)",
+    )
+    add("--token-file", metavar="FILE", type=Path, help="bearer token that the workers demand")
+    add("--tls-root-certs", metavar="PEM", type=Path, help="who is trusted to be a worker")
+    add("--tls-certificate", metavar="PEM", type=Path, help="certificate that workers demand")
+    add("--tls-key", metavar="PEM", type=Path, help="private key of the certificate")
+    parser.set_defaults(command=_sql)
 
 
 def _add_worker(parser: argparse.ArgumentParser) -> None:
@@ -161,6 +239,62 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, not {text!r}")
     return int(text)
+
+
+def _workers(text: str) -> int | list[str]:
+    return _count(text) if "/" not in text else [url.strip() for url in text.split(",")]
+
+
+def _sql(arguments: argparse.Namespace) -> int:
+    from .distributed import _sql as sql
+
+    query = _query(arguments)
+    if isinstance(arguments.workers, list):
+        connector = _connector(arguments)
+    elif arguments.token_file or arguments.tls_root_certs or arguments.tls_certificate:
+        raise ValueError("a token or certificate is for running workers; name them with --workers")
+    else:
+        connector = None
+    if arguments.mode != "run" and arguments.output_file is not None:
+        raise ValueError(f"--{arguments.mode} prints; it writes no --output-file")
+    request = sql.Request(
+        query=query,
+        tables=arguments.table,
+        workers=arguments.workers,
+        connector=connector,
+        mode=arguments.mode,
+        output=arguments.output,
+        output_file=arguments.output_file,
+        max_rows=arguments.max_rows,
+    )
+    try:
+        sql.run(request)
+    except sql.QueryError as error:
+        if arguments.traceback:
+            raise
+        print(f"resolver: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _query(arguments: argparse.Namespace) -> str:
+    if (arguments.query is None) == (arguments.file is None):
+        raise ValueError('give the SQL either in quotes, such as "SELECT 1", or with --file')
+    if arguments.file is not None:
+        return str(arguments.file.read_text())
+    return sys.stdin.read() if arguments.query == "-" else str(arguments.query)
+
+
+def _connector(arguments: argparse.Namespace) -> FlightConnector:
+    from ._flight import FlightConnector
+
+    token = arguments.token_file
+    return FlightConnector(
+        headers=None if token is None else {"authorization": f"Bearer {token.read_text().strip()}"},
+        tls_root_certificates=_contents(arguments.tls_root_certs),
+        client_certificate=_contents(arguments.tls_certificate),
+        client_key=_contents(arguments.tls_key),
+    )
 
 
 def _demo(arguments: argparse.Namespace) -> int:
