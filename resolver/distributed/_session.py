@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import datafusion
 
@@ -19,13 +20,23 @@ from ._exchange import Exchange
 from ._executor import HeadRun, run
 from ._lookalikes import bears_a_builtin_name, spark_functions_were_used
 from ._planner import first_line, single_node
+from ._registered import ObjectStore, hand_over_functions
 from ._settings import PLANNING, derive_context, non_default_settings
 from ._stage import DistributedPlan, SingleNodePlan
 from ._state import SessionState, SessionStateBuilder
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 __all__ = ["SessionContext"]
 
 _LOOKALIKES = "it may call a function that workers would take for DataFusion's own of that name"
+_RUNTIME: Final = (
+    "the session's memory and disk limits were SET, which would not hold for a distributed "
+    "query; give SessionStateBuilder a runtime instead"
+)
+# Together with an answer that has no columns: SET and RESET have run when sql() returns.
+_SETS_RUNTIME: Final = re.compile(r"\b(re)?set\b.*(runtime|\$)", re.IGNORECASE | re.DOTALL)
 
 
 class _Shared:
@@ -34,6 +45,7 @@ class _Shared:
     def __init__(self, state: SessionState) -> None:
         self.state = state
         self.own_planning: str | None = None
+        self.stores = {store.url: store for store in state.stores}
         self._lock = threading.Lock()
         self._exchange: Exchange | None = None
 
@@ -52,22 +64,45 @@ class SessionContext(datafusion.SessionContext):
     Queries may run from several threads at once.
     """
 
-    def __init__(self, state: SessionState | None = None) -> None:
-        if state is not None and not isinstance(state, SessionState):
+    def __init__(
+        self,
+        state: SessionState | datafusion.SessionConfig | None = None,
+        runtime: datafusion.RuntimeEnvBuilder | None = None,
+        *,
+        config: datafusion.SessionConfig | None = None,
+    ) -> None:
+        if not isinstance(state, SessionState):
+            state = _plain_state(state, config, runtime)
+        elif not (config is None and runtime is None):
             raise TypeError(
-                f"a SessionContext is made from a SessionState, not a {type(state).__name__}; "
-                "give that to SessionStateBuilder().with_config(...) or .with_runtime(...)"
+                "a SessionState has a configuration and a runtime of its own; "
+                "set them with SessionStateBuilder().with_config(...).with_runtime(...)"
             )
-        state = SessionStateBuilder().build() if state is None else state
         super().__init__(state.session_config(), state.runtime)
         self._shared = _Shared(state)
+        state.register(self)
+        for name, table in state.tables.items():
+            _register_table(self, name, table)
 
     @property
     def state(self) -> SessionState:
         return self._shared.state
 
     def sql(self, query: str, *args: Any, **kwargs: Any) -> DataFrame:
-        return DataFrame(super().sql(query, *args, **kwargs), self)
+        frame = DataFrame(super().sql(query, *args, **kwargs), self)
+        if _SETS_RUNTIME.search(query) and not frame.schema():
+            self._shared.own_planning = _RUNTIME
+        return frame
+
+    def register_object_store(self, schema: str, store: Any, host: str | None = None) -> None:
+        super().register_object_store(schema, store, host)
+        if host is not None and not schema.startswith("file:"):
+            entry = ObjectStore(schema, store, host)
+            self._shared.stores[entry.url] = entry
+
+    def deregister_object_store(self, schema: str, host: str | None = None) -> None:
+        super().deregister_object_store(schema, host)
+        self._shared.stores.pop(f"{schema}{host}/", None)
 
     def add_physical_optimizer_rule(self, rule: Any) -> None:
         super().add_physical_optimizer_rule(rule)
@@ -101,6 +136,22 @@ class SessionContext(datafusion.SessionContext):
     def _beware_of(self, function: Any) -> None:
         if bears_a_builtin_name(function):
             self._shared.own_planning = _LOOKALIKES
+
+    def _derived(self, settings: Mapping[str, str]) -> datafusion.SessionContext:
+        """A plain session that knows what this one knows, but for its tables."""
+        context = derive_context(self, settings, self.state.runtime)
+        hand_over_functions(self, context)
+        for store in list(self._shared.stores.values()):
+            store.register(context)
+        return context
+
+    def _stores_of_workers(self) -> frozenset[str]:
+        """The URLs of the stores that workers are taken to have, too.
+
+        Those of the session state; not one that this session has replaced since.
+        """
+        mine = self._shared.stores
+        return frozenset(store.url for store in self.state.stores if mine.get(store.url) == store)
 
     def _adopted(self, context: datafusion.SessionContext) -> SessionContext:
         """Another handle on this session, as one of ours."""
@@ -153,6 +204,36 @@ class SessionContext(datafusion.SessionContext):
             return f"it cannot be planned for workers ({first_line(error)})"
         planned = state.rule.distribute(plan, planner, urls)
         return planned.reason if isinstance(planned, SingleNodePlan) else planned
+
+
+def _plain_state(
+    positional: Any,
+    config: datafusion.SessionConfig | None,
+    runtime: datafusion.RuntimeEnvBuilder | None,
+) -> SessionState:
+    """The state of a session without workers, made as its base is."""
+    if positional is not None and config is not None:
+        raise TypeError("two configurations were given")
+    config = config if positional is None else positional
+    if not isinstance(config, datafusion.SessionConfig | None):
+        raise TypeError(
+            "a SessionContext is made from a SessionState or a SessionConfig, "
+            f"not a {type(config).__name__}"
+        )
+    builder = SessionStateBuilder()
+    if config is not None:
+        builder.with_config(config)
+    if runtime is not None:
+        builder.with_runtime(runtime)
+    return builder.build()
+
+
+def _register_table(session: SessionContext, name: str, table: Any) -> None:
+    arrow = hasattr(table, "__arrow_c_stream__") or hasattr(table, "__arrow_c_array__")
+    if arrow and not isinstance(table, datafusion.DataFrame):
+        session.from_arrow(table, name)
+    else:
+        session.register_table(name, table)
 
 
 def _stay_distributed() -> None:
