@@ -1,16 +1,102 @@
-"""Record batches on their way between processes: types, casts, row counts.
+"""Record batches on their way to a file: types, names, casts, row counts.
 
 DataFusion reads strings as views, and a sliced view keeps its whole buffers alive: a
-top-k of a thousand short rows would travel as hundreds of megabytes. So batches are
-cast to plain strings and binaries before they are written or sent, and back to the
-declared types before DataFusion reads them again, because its file scan insists on them.
+top-k of a thousand short rows would be written as hundreds of megabytes. So the views of
+a batch are rebuilt before it is written. Their types stay: DataFusion's file scan insists
+on the types that a plan declares. Names may change: that scan finds columns by name, and
+a join may have two of one name.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Final
+
 import pyarrow as pa
 
-__all__ = ["cast_batch", "has_dictionary", "plain_schema"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "cast_batch",
+    "compacted",
+    "has_dictionary",
+    "merged_schema",
+    "plain_schema",
+    "renamed",
+    "stored_schema",
+]
+
+_SMALL: Final = 1 << 12  # bytes per column that are not worth a copy
+
+
+def stored_schema(schema: pa.Schema) -> pa.Schema:
+    """``schema`` with names that are unique; the schema itself if they are."""
+    names = unique_names(schema.names)
+    if names == schema.names:
+        return schema
+    fields = [field.with_name(name) for field, name in zip(schema, names, strict=True)]
+    return pa.schema(fields, metadata=schema.metadata)
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """``names`` with every repeated one followed by its position."""
+    seen: set[str] = set()
+    unique = []
+    for index, name in enumerate(names):
+        new = name
+        while new in seen or (new != name and new in names):
+            new = f"{new}#{index}"
+        seen.add(new)
+        unique.append(new)
+    return unique
+
+
+def merged_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """The schema that tasks of one stage have in common, nullable where any of them is.
+
+    Raises ``ValueError`` if they differ in more.
+    """
+    first, *others = schemas
+    for other in others:
+        if other.names != first.names:
+            raise ValueError("they disagree about their columns")
+        fields = [_merged_field(a, b) for a, b in zip(first, other, strict=True)]
+        first = pa.schema(fields, metadata=first.metadata)
+    return first
+
+
+def _merged_field(one: pa.Field, other: pa.Field) -> pa.Field:
+    if one.type != other.type:
+        raise ValueError(f"they disagree about the type of {one.name}: {one.type}, {other.type}")
+    return one.with_nullable(one.nullable or other.nullable)
+
+
+def renamed(batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
+    """``batch`` with these names; one without columns stays as it is."""
+    if batch.num_columns == 0 or batch.schema.names == list(names):
+        return batch
+    return batch.rename_columns(list(names))
+
+
+def compacted(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """``batch`` under ``schema``, of the same types, its views holding no more than they show.
+
+    A batch without columns carries only a row count, which rebuilding it would lose.
+    """
+    if batch.num_columns == 0:
+        return batch
+    columns = [
+        column if field.type == plain else _rebuilt(column, plain, field.type)
+        for column, field in zip(batch.columns, batch.schema, strict=True)
+        for plain in [_plain_type(field.type)]
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _rebuilt(column: pa.Array, plain: pa.DataType, declared: pa.DataType) -> pa.Array:
+    if column.get_total_buffer_size() <= _SMALL:
+        return column
+    return column.cast(plain).cast(declared)
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:

@@ -1,58 +1,45 @@
-"""Runs a staged plan: tasks on workers, their output here, the head stage over it.
+"""Runs a distributed plan: its stages on workers, its head here.
 
-Every call resolves its client through the session's ChannelResolver. The head stage
-starts only once the whole output of the stage is here, so a task that has to run again
-elsewhere costs time and never a row. What is read and how it is planned was decided
-before.
+The head starts only once all that it reads is here, so a task that has to run again
+elsewhere costs time and never a row. What runs where is ``_scheduler``'s business.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
+import functools
 import threading
+import time
 import uuid
 import weakref
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import datafusion
 import pyarrow as pa
-from pyarrow import flight
-
-from resolver._errors import ResolverError, WorkerConnectError
 
 from . import _wire
-from ._errors import DistributedError, TaskFailedError, WorkerLostError
-from ._exchange import Exchange, PartitionWriter, StoredPartition, fetch
-from ._plan_proto import FileEntry, PlanNode
-from ._settings import EXECUTION, derive_context
+from ._batches import renamed, stored_schema
+from ._calls import WorkerCalls
+from ._errors import DistributedError
+from ._inputs import Fetcher, InputLostError, scan_of_nothing, with_inputs
+from ._plan_proto import PlanNode
+from ._scheduler import Scheduler
+from ._threads import call_all, call_interruptibly
+from ._tree import Boundary, Tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from resolver._resolver import ChannelResolver
 
-    from ._stage import DistributedPlan, Task
+    from ._exchange import Exchange
+    from ._inputs import Headers
+    from ._options import DistributedOptions
+    from ._report import RunReport
+    from ._stage import DistributedPlan
 
-__all__ = ["HeadRun", "run", "worker_info"]
+__all__ = ["HeadRun", "encoded_headers", "run"]
 
-_log = logging.getLogger(__name__)
-
-ATTEMPTS: Final = 2
-"""How often a task may be started: a task that kills its worker must not kill them all."""
-
-_RELEASE_TIMEOUT: Final = 5.0  # seconds
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class _TaskOutput:
-    partitions: tuple[StoredPartition, ...]
-    schema: pa.Schema | None
+_HEAD_ATTEMPTS: Final = 8
 
 
 class HeadRun:
@@ -62,10 +49,18 @@ class HeadRun:
     """
 
     def __init__(
-        self, context: datafusion.SessionContext, node: PlanNode, exchange: Exchange, query: str
+        self,
+        context: datafusion.SessionContext,
+        node: PlanNode,
+        exchange: Exchange,
+        query: str,
+        names: Sequence[str],
+        report: RunReport,
     ) -> None:
         self._context = context
         self._node = node
+        self._names = tuple(names)
+        self.report: Final = report
         self.close: Final[Callable[[], object]] = weakref.finalize(self, exchange.release, query)
 
     def stream(self) -> datafusion.RecordBatchStream:
@@ -73,21 +68,56 @@ class HeadRun:
         plan = self._decode(self._node)
         if plan.partition_count > 1:
             plan = self._decode(self._node.coalesced())
-        return self._context.execute(plan, 0)
+        return self._executed(plan, 0)
 
     def partition_streams(self) -> list[datafusion.RecordBatchStream]:
         """One stream per partition. Read them all, at the same time."""
         plan = self._decode(self._node)
-        return [self._context.execute(plan, index) for index in range(plan.partition_count)]
+        return [self._executed(plan, index) for index in range(plan.partition_count)]
 
     def partitions(self) -> list[list[pa.RecordBatch]]:
         """The batches of every partition."""
+
+        def read(stream: datafusion.RecordBatchStream) -> list[pa.RecordBatch]:
+            return [item.to_pyarrow() for item in stream]
+
         streams = self.partition_streams()
-        with ThreadPoolExecutor(max(1, len(streams)), thread_name_prefix="head") as pool:
-            return list(pool.map(lambda s: [item.to_pyarrow() for item in s], streams))
+        return call_all([functools.partial(read, stream) for stream in streams], name="head")
+
+    def _executed(self, plan: datafusion.ExecutionPlan, index: int) -> _Stream:
+        return _Stream(self._context.execute(plan, index), self._names)
 
     def _decode(self, node: PlanNode) -> datafusion.ExecutionPlan:
         return datafusion.ExecutionPlan.from_bytes(self._context, node.to_bytes())
+
+
+class _Stream(datafusion.RecordBatchStream):
+    """A stream whose batches bear the query's own names."""
+
+    def __init__(self, stream: datafusion.RecordBatchStream, names: tuple[str, ...]) -> None:
+        super().__init__(stream.rbs)
+        self._names = names
+
+    def __next__(self) -> Any:
+        return _Batch(super().__next__(), self._names)
+
+    async def __anext__(self) -> Any:
+        return _Batch(await super().__anext__(), self._names)
+
+
+class _Batch(datafusion.RecordBatch):
+    """Stage output may have other names, where the query's own were not unique."""
+
+    def __init__(self, batch: datafusion.RecordBatch, names: tuple[str, ...]) -> None:
+        super().__init__(batch.record_batch)
+        self._names = names
+
+    def to_pyarrow(self) -> pa.RecordBatch:
+        return renamed(super().to_pyarrow(), self._names)
+
+    def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]:
+        pair: tuple[object, object] = self.to_pyarrow().__arrow_c_array__(requested_schema)
+        return pair
 
 
 def run(
@@ -96,237 +126,107 @@ def run(
     resolver: ChannelResolver,
     exchange: Exchange,
     context: datafusion.SessionContext,
-    runtime: datafusion.RuntimeEnvBuilder | None,
     settings: Mapping[str, str],
+    headers: Mapping[str, str],
+    options: DistributedOptions,
+    names: Sequence[str],
+    report: RunReport,
 ) -> HeadRun:
-    """Run the stage of ``plan`` and return its head, ready to be read.
+    """Run the stages of ``plan`` and return its head, ready to be read.
 
-    Blocks until the stage's output is in ``exchange``. Raises ``TaskFailedError`` with
-    DataFusion's message, ``WorkerLostError`` or ``WorkerConnectError`` naming the URL;
-    then, and when interrupted, the query is ended on every worker first.
+    ``context`` is a session to run the head in, ``headers`` go with every call and
+    ``names`` are the columns of the result. Blocks until the head's input is in
+    ``exchange``. Raises ``TaskFailedError`` with DataFusion's message, ``WorkerLostError``
+    or ``WorkerConnectError`` naming URLs; then, and when interrupted, the query is ended
+    on every worker first.
     """
-    query = _Query(plan, resolver, exchange, settings)
-    try:
-        outputs = query.run_tasks()
-        head_context = derive_context(context, EXECUTION, runtime)
-        leaf = _leaf(plan, outputs, head_context, query.id, exchange)
-    except BaseException:
-        exchange.release(query.id)
-        raise
-    return HeadRun(head_context, plan.splice(leaf), exchange, query.id)
-
-
-class _Query:
-    """One query's calls to workers."""
-
-    def __init__(
-        self,
-        plan: DistributedPlan,
-        resolver: ChannelResolver,
-        exchange: Exchange,
-        settings: Mapping[str, str],
-    ) -> None:
-        self.id: Final = uuid.uuid4().hex
-        self._plan = plan
-        self._resolver = resolver
-        self._exchange = exchange
-        self._settings = settings
-        self._lock: Final = threading.Lock()
-        self._called: set[str] = set()
-        self._over = False
-
-    def run_tasks(self) -> list[_TaskOutput]:
-        """Run every task and bring its output here, all tasks at once."""
-        tasks = self._plan.stage.tasks
-        pool = ThreadPoolExecutor(len(tasks), thread_name_prefix="query")
-        try:
-            futures = [pool.submit(self._run_task, task) for task in tasks]
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-            return [future.result() for future in futures]
-        finally:
-            # Also what stops the other tasks when one has failed: they end with an error
-            # at their next batch, and nobody waits for them here.
-            self._release()
-            pool.shutdown(wait=False)
-
-    def _run_task(self, task: Task) -> _TaskOutput:
-        others = [url for url in self._plan.urls if url != task.url]
-        failures: list[ResolverError] = []
-        started = 0
-        for attempt, url in enumerate([task.url, *others]):
-            try:
-                return self._attempt(task, attempt, url)
-            except WorkerConnectError as error:  # it never got the task
-                failures.append(error)
-            except WorkerLostError as error:
-                failures.append(error)
-                started += 1
-            if started == ATTEMPTS or self._over:
-                break
-            _log.warning("task %d of query %s: %s", task.index, self.id, failures[-1])
-        if len(failures) == 1:
-            raise failures[0]
-        tried = "; ".join(str(failure) for failure in failures)
-        raise WorkerLostError(
-            f"task {task.index} could not be run on any of {len(failures)} workers: {tried}",
-            url=failures[-1].url,
-        ) from failures[-1]
-
-    def _attempt(self, task: Task, attempt: int, url: str) -> _TaskOutput:
-        key = _wire.OutputKey(self.id, self._plan.stage.number, task.index, attempt)
-        request = _wire.TaskRequest(key, task.plan.to_bytes(), self._settings)
-        with self._lock:
-            if self._over:
-                raise WorkerLostError(f"query {self.id} is over", url=url)
-            self._called.add(url)
-        report = self._execute(url, request)
-        if len(report.partitions) != self._plan.stage.partitions_of(task):
-            raise DistributedError(f"worker {url} ran another plan than it was given", url=url)
-        schema = None if report.schema is None else _deserialized(report.schema)
-        with self._exchange.task(key) as directory:
-            partitions = tuple(
-                self._fetched(url, _wire.PartitionTicket(key, index), expected, directory, schema)
-                for index, expected in enumerate(report.partitions)
-            )
-            self._exchange.publish(key, partitions)
-        return _TaskOutput(partitions, schema)
-
-    def _execute(self, url: str, request: _wire.TaskRequest) -> _wire.TaskReport:
-        def execute(client: flight.FlightClient) -> bytes:
-            return _act(client, _wire.EXECUTE_TASK, request.to_bytes())
-
-        return _wire.TaskReport.parse(self._call(url, execute))
-
-    def _fetched(
-        self,
-        url: str,
-        ticket: _wire.PartitionTicket,
-        expected: _wire.PartitionReport,
-        directory: Path,
-        schema: pa.Schema | None,
-    ) -> StoredPartition:
-        if schema is None or not expected.batches:
-            return StoredPartition((), expected)
-        writer = PartitionWriter(directory, ticket.partition, schema)
-        try:
-            self._call(url, lambda client: fetch(client, ticket, expected, writer))
-            return writer.finish()
-        finally:
-            writer.close()
-
-    def _call(self, url: str, call: Callable[[flight.FlightClient], _T]) -> _T:
-        """``call`` with the client for ``url``; its errors say which worker it was."""
-        client = self._resolver.get_flight_client_for_url(url)
-        try:
-            return call(client)
-        except (flight.FlightUnauthenticatedError, flight.FlightUnauthorizedError) as error:
-            raise DistributedError(
-                f"worker {url} did not let us in: {_message(error)}; "
-                "check the token or the client certificate of the connector",
-                url=url,
-            ) from error
-        except flight.FlightServerError as error:
-            raise TaskFailedError(_message(error), url=url) from error
-        except (flight.FlightError, pa.ArrowKeyError, EOFError) as error:
-            # Gone, going, restarted and empty, or cut off half-way: not to be used now.
-            # Unless it only did as it was told, which was to end this query.
-            invalidate = getattr(self._resolver, "invalidate", None)
-            if invalidate is not None and not self._over:
-                invalidate(url, client)
-            raise WorkerLostError(f"worker {url} was lost: {_message(error)}", url=url) from error
-        except pa.ArrowException as error:
-            raise DistributedError(f"worker {url} refused: {_message(error)}", url=url) from error
-
-    def _release(self) -> None:
-        """End the query on every worker that was called. A worker that is gone has."""
-
-        def release(url: str) -> None:
-            with contextlib.suppress(ResolverError, pa.ArrowException, OSError):
-                client = self._resolver.get_flight_client_for_url(url)
-                options = flight.FlightCallOptions(timeout=_RELEASE_TIMEOUT)
-                _act(client, _wire.RELEASE_QUERY, self.id.encode(), options)
-
-        with self._lock:
-            self._over = True
-            urls = sorted(self._called)
-        if urls:
-            with ThreadPoolExecutor(len(urls), thread_name_prefix="release") as pool:
-                list(pool.map(release, urls))
-
-
-def _act(
-    client: flight.FlightClient,
-    action: str,
-    body: bytes,
-    options: flight.FlightCallOptions | None = None,
-) -> bytes:
-    """The one result of an action."""
-    results = list(client.do_action(flight.Action(action, body), options))
-    if len(results) != 1:
-        raise EOFError(f"{action} was answered with {len(results)} results, not one")
-    data: bytes = results[0].body.to_pybytes()
-    return data
-
-
-def _deserialized(schema: bytes) -> pa.Schema:
-    return pa.ipc.read_schema(pa.py_buffer(schema))
-
-
-def _message(error: BaseException) -> str:
-    """What the worker said, without Flight's own additions."""
-    return str(error).partition(". Detail: ")[0]
-
-
-def _leaf(
-    plan: DistributedPlan,
-    outputs: Sequence[_TaskOutput],
-    context: datafusion.SessionContext,
-    query: str,
-    exchange: Exchange,
-) -> PlanNode:
-    """The scan that stands for the stage's output, with one partition per input."""
-    schemas = [output.schema for output in outputs if output.schema is not None]
-    if not schemas:
-        # Nobody told a schema, so there are no rows: the stage itself over no files has
-        # the right schema, the right partitions, and nothing to read.
-        return plan.stage.plan.without_rows()
-    if any(not schema.equals(schemas[0]) for schema in schemas):
-        raise DistributedError("the tasks of one stage disagree about its schema")
-    template = _scan_template(schemas[0], context, query, exchange)
-    return template.with_files(
-        [
-            [
-                entry
-                for source in sources
-                for entry in _entries(outputs[source.task].partitions[source.partition])
-            ]
-            for sources in plan.stage.inputs
-        ]
+    query = uuid.uuid4().hex
+    encoded = encoded_headers(headers)
+    calls = WorkerCalls(resolver, headers=encoded, worker_timeout=options.worker_timeout)
+    scheduler = Scheduler(
+        query,
+        workers=plan.workers,
+        calls=calls,
+        options=options,
+        settings=settings,
+        passthrough=list(headers),
+        empty=functools.partial(_without_rows, context=context, exchange=exchange),
+        report=report,
     )
+    over = threading.Event()
+
+    def keep() -> None:
+        while not over.wait(options.lease / 3):
+            calls.renew_lease(scheduler.called, query)
+
+    def check() -> None:
+        if over.is_set():
+            raise DistributedError(f"query {query} is over")
+
+    fetcher = Fetcher(
+        resolver, exchange, headers=encoded, silence=options.worker_timeout, check=check
+    )
+    threading.Thread(target=keep, name="lease", daemon=True).start()
+    started = time.monotonic()
+    try:
+        node = call_interruptibly(
+            lambda: _head(plan, scheduler, fetcher, context, exchange, query), name="query"
+        )
+        report.head_fetched_bytes = fetcher.fetched_bytes
+    except BaseException:
+        exchange.release(query)
+        raise
+    finally:
+        # Also what stops the other tasks when one has failed.
+        over.set()
+        scheduler.end()
+        calls.release(scheduler.called, query)
+        report.seconds = time.monotonic() - started
+    return HeadRun(context, node, exchange, query, names, report)
 
 
-def _scan_template(
-    schema: pa.Schema, context: datafusion.SessionContext, query: str, exchange: Exchange
+def _head(
+    plan: DistributedPlan,
+    scheduler: Scheduler,
+    fetcher: Fetcher,
+    context: datafusion.SessionContext,
+    exchange: Exchange,
+    query: str,
 ) -> PlanNode:
-    """How DataFusion itself encodes a scan of an Arrow file with this schema."""
-    path = exchange.path / query / "schema.arrow"
-    with pa.ipc.new_file(str(path), schema):
-        pass
-    plan = context.read_arrow(str(path)).execution_plan()
-    return PlanNode.parse(plan.to_bytes(context))
+    """The plan of the head, over the files that it reads."""
+    settled = scheduler.settle_head(plan.head)
+    for attempt in range(_HEAD_ATTEMPTS):
+        inputs, read = scheduler.inputs_of(settled, settled.stage.tree)
+        key = _wire.OutputKey(query, 0, 0, attempt)
+        try:
+            with exchange.task(key) as directory:
+                node = with_inputs(settled.stage.tree.plan(), inputs, fetcher, context, directory)
+                exchange.publish(key, ())
+        except InputLostError as error:
+            scheduler.lose(error)
+            continue
+        if scheduler.is_current(read):
+            return node
+    raise DistributedError(f"the output of query {query} was lost {_HEAD_ATTEMPTS} times")
 
 
-def _entries(partition: StoredPartition) -> Iterator[FileEntry]:
-    for path in partition.files:
-        status = path.stat()
-        yield FileEntry(str(path), status.st_size, status.st_mtime_ns)
+def _without_rows(tree: Tree, *, context: datafusion.SessionContext, exchange: Exchange) -> Tree:
+    """A scan of no files in place of ``tree``: its columns, its partitions, and no rows."""
+    probe = PlanNode.parse(_uncut(tree).to_bytes()).without_rows().always_one_row()
+    plan = datafusion.ExecutionPlan.from_bytes(context, probe.to_bytes())
+    schemas = [item.to_pyarrow().schema for item in context.execute(plan, 0)]
+    scan = scan_of_nothing(stored_schema(schemas[0]), tree.partitions, exchange.path, context)
+    return Tree(scan, f"EmptyExec: in place of {tree.name}")
 
 
-def worker_info(resolver: ChannelResolver, url: str, timeout: float = 5.0) -> dict[str, Any]:
-    """What the worker at ``url`` says of itself, within ``timeout`` seconds."""
-    client = resolver.get_flight_client_for_url(url)
-    options = flight.FlightCallOptions(timeout=timeout)
-    info: dict[str, Any] = json.loads(_act(client, _wire.WORKER_INFO, b"", options))
-    return info
+def _uncut(tree: Tree) -> PlanNode:
+    """The plan that ``tree`` was cut from, so that it can be decoded by itself."""
+    if tree.source is None:
+        return tree.node.over(*(_uncut(child) for child in tree.children))
+    whole = _uncut(tree.source.whole)
+    return whole.coalesced() if tree.source.boundary is Boundary.BROADCAST else whole
+
+
+def encoded_headers(headers: Mapping[str, str]) -> Headers:
+    """Headers as Flight wants them."""
+    return [(name.encode(), value.encode()) for name, value in headers.items()]

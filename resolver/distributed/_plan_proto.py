@@ -12,6 +12,7 @@ It must not decide anything: what may run where is the planner's business.
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,41 +20,56 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["FileEntry", "PlanDecodeError", "PlanNode"]
+__all__ = ["AggregateMode", "FileEntry", "JoinType", "PlanDecodeError", "PlanNode"]
 
 _PACKAGE: Final = "resolver.plan"
 
 # message -> ((field, number, type, repeated), ...). A type that is a message of this
 # table nests; enums are read as int32, which is how they travel. Fields are declared
 # with explicit presence (proto2), so a zero that DataFusion wrote is written back.
+# "child" is the encoding of another plan node: kept as bytes until somebody asks for it.
 _Field = tuple[str, int, str, bool]
 _MESSAGES: Final[dict[str, tuple[_Field, ...]]] = {
     "Opaque": (),
-    "Unary": (("input", 1, "PlanNode", False),),
-    "Binary": (("left", 1, "PlanNode", False), ("right", 2, "PlanNode", False)),
-    "Many": (("inputs", 1, "PlanNode", True),),
-    "Extension": (("inputs", 2, "PlanNode", True),),
-    "Analyze": (("input", 3, "PlanNode", False),),
-    "ScalarSubquery": (
-        ("input", 1, "PlanNode", False),
-        ("subqueries", 2, "PlanNode", True),
-    ),
+    "Unary": (("input", 1, "child", False),),
+    "Limited": (("input", 1, "child", False), ("fetch", 2, "int64", False)),
+    "Merge": (("input", 1, "child", False), ("fetch", 3, "int64", False)),
+    "Binary": (("left", 1, "child", False), ("right", 2, "child", False)),
+    "Many": (("inputs", 1, "child", True),),
+    "Extension": (("inputs", 2, "child", True),),
+    "Analyze": (("input", 3, "child", False),),
+    "ScalarSubquery": (("input", 1, "child", False), ("subqueries", 2, "child", True)),
     "Aggregate": (
         ("mode", 3, "int32", False),
-        ("input", 4, "PlanNode", False),
+        ("input", 4, "child", False),
         ("dynamic_filter", 13, "bytes", False),
     ),
     "Sort": (
-        ("input", 1, "PlanNode", False),
+        ("input", 1, "child", False),
+        ("fetch", 3, "int64", False),
         ("preserve_partitioning", 4, "bool", False),
         ("dynamic_filter", 5, "bytes", False),
+    ),
+    "Window": (("input", 1, "child", False), ("partition_keys", 5, "bytes", True)),
+    "HashJoin": (
+        ("left", 1, "child", False),
+        ("right", 2, "child", False),
+        ("join_type", 4, "int32", False),
+        ("mode", 6, "int32", False),
+        ("null_aware", 10, "bool", False),
+        ("dynamic_filter", 11, "bytes", False),
+    ),
+    "NestedLoopJoin": (
+        ("left", 1, "child", False),
+        ("right", 2, "child", False),
+        ("join_type", 3, "int32", False),
     ),
     "Hash": (("partition_count", 2, "uint64", False),),
     "Partitioning": (("round_robin", 1, "uint64", False), ("hash", 2, "Hash", False)),
     "Repartition": (
-        ("input", 1, "PlanNode", False),
+        ("input", 1, "child", False),
         ("partitioning", 5, "Partitioning", False),
         ("preserve_order", 6, "bool", False),
     ),
@@ -70,6 +86,9 @@ _MESSAGES: Final[dict[str, tuple[_Field, ...]]] = {
         ("output_partitioning", 15, "bytes", False),
     ),
     "Scan": (("base_conf", 1, "ScanConf", False),),
+    "MemoryScan": (("partitions", 1, "bytes", True),),
+    "Placeholder": (("schema", 1, "bytes", False),),
+    "StageInput": (("number", 1, "uint64", False),),
 }
 
 # The variants of a plan node: kind -> (field number, message).
@@ -81,25 +100,25 @@ _KINDS: Final[dict[str, tuple[int, str]]] = {
     "global_limit": (6, "Unary"),
     "local_limit": (7, "Unary"),
     "aggregate": (8, "Aggregate"),
-    "hash_join": (9, "Binary"),
+    "hash_join": (9, "HashJoin"),
     "sort": (10, "Sort"),
     "coalesce_batches": (11, "Unary"),
     "filter": (12, "Unary"),
-    "coalesce_partitions": (13, "Unary"),
+    "coalesce_partitions": (13, "Limited"),
     "repartition": (14, "Repartition"),
-    "window": (15, "Unary"),
+    "window": (15, "Window"),
     "cross_join": (16, "Binary"),
     "avro_scan": (17, "Scan"),
     "extension": (18, "Extension"),
     "union": (19, "Many"),
     "explain": (20, "Opaque"),
-    "sort_preserving_merge": (21, "Unary"),
-    "nested_loop_join": (22, "Binary"),
+    "sort_preserving_merge": (21, "Merge"),
+    "nested_loop_join": (22, "NestedLoopJoin"),
     "analyze": (23, "Analyze"),
     "json_sink": (24, "Unary"),
     "symmetric_hash_join": (25, "Binary"),
     "interleave": (26, "Many"),
-    "placeholder_row": (27, "Opaque"),
+    "placeholder_row": (27, "Placeholder"),
     "csv_sink": (28, "Unary"),
     "parquet_sink": (29, "Unary"),
     "unnest": (30, "Unary"),
@@ -107,14 +126,58 @@ _KINDS: Final[dict[str, tuple[int, str]]] = {
     "cooperative": (32, "Unary"),
     "generate_series": (33, "Opaque"),
     "sort_merge_join": (34, "Binary"),
-    "memory_scan": (35, "Opaque"),
+    "memory_scan": (35, "MemoryScan"),
     "async_func": (36, "Unary"),
     "buffer": (37, "Unary"),
     "arrow_scan": (38, "Scan"),
     "scalar_subquery": (39, "ScalarSubquery"),
+    # Not DataFusion's: stands for the output of another stage until a task reads it.
+    "stage_input": (19_000_001, "StageInput"),
 }
 _SCANS: Final = frozenset(kind for kind, (_, message) in _KINDS.items() if message == "Scan")
-_AGGREGATE_PARTIAL: Final = 0
+_CHILDREN: Final = {
+    kind: tuple(
+        (name, repeated) for name, _, type_, repeated in _MESSAGES[message] if type_ == "child"
+    )
+    for kind, (_, message) in _KINDS.items()
+}
+
+
+_FILTERING: Final = frozenset(
+    kind
+    for kind, (_, message) in _KINDS.items()
+    if any(name == "dynamic_filter" for name, _, _, _ in _MESSAGES[message])
+)
+
+
+class AggregateMode(enum.IntEnum):
+    """How an aggregation is split over partitions, as DataFusion numbers it."""
+
+    PARTIAL = 0
+    FINAL = 1
+    FINAL_PARTITIONED = 2
+    SINGLE = 3
+    SINGLE_PARTITIONED = 4
+    PARTIAL_REDUCE = 5
+
+
+class JoinType(enum.IntEnum):
+    """Join types as DataFusion numbers them; left is the build side of a join."""
+
+    INNER = 0
+    LEFT = 1
+    RIGHT = 2
+    FULL = 3
+    LEFT_SEMI = 4
+    LEFT_ANTI = 5
+    RIGHT_SEMI = 6
+    RIGHT_ANTI = 7
+    LEFT_MARK = 8
+    RIGHT_MARK = 9
+
+
+_COLLECT_LEFT: Final = 0
+_PARTITIONED: Final = 1
 
 
 class PlanDecodeError(ValueError):
@@ -134,9 +197,11 @@ def _node_class() -> Any:
     proto = descriptor_pb2.FieldDescriptorProto
     scalars = {
         "int32": proto.TYPE_INT32,
+        "int64": proto.TYPE_INT64,
         "uint64": proto.TYPE_UINT64,
         "bool": proto.TYPE_BOOL,
         "bytes": proto.TYPE_BYTES,
+        "child": proto.TYPE_BYTES,
         "string": proto.TYPE_STRING,
     }
     file = descriptor_pb2.FileDescriptorProto(
@@ -182,13 +247,20 @@ class PlanNode:
     def parse(cls, data: bytes) -> PlanNode:
         """Read what ``ExecutionPlan.to_bytes()`` wrote.
 
-        Raises ``PlanDecodeError`` for anything else; protobuf's own limit of 100 levels
-        of nesting applies.
+        Raises ``PlanDecodeError`` for anything else, for a node's children once they are
+        asked for.
         """
         try:
             return cls(_Message.FromString(data))
         except DecodeError as error:
             raise PlanDecodeError(f"not the bytes of a physical plan: {error}") from error
+
+    @classmethod
+    def stage_input(cls, number: int) -> PlanNode:
+        """A leaf that stands for the output of stage ``number``."""
+        message = _Message()
+        message.stage_input.number = number
+        return cls(message)
 
     def to_bytes(self) -> bytes:
         data: bytes = self._message.SerializeToString()
@@ -206,20 +278,20 @@ class PlanNode:
             return ()
         body = self._body()
         children: list[PlanNode] = []
-        for name, _, type_, repeated in _MESSAGES[_KINDS[self.kind][1]]:
-            if type_ != "PlanNode":
-                continue
+        for name, repeated in _CHILDREN[self.kind]:
             if repeated:
-                children.extend(PlanNode(child) for child in getattr(body, name))
+                children.extend(PlanNode.parse(child) for child in getattr(body, name))
             elif body.HasField(name):
-                children.append(PlanNode(getattr(body, name)))
+                children.append(PlanNode.parse(getattr(body, name)))
         return tuple(children)
 
-    def walk(self) -> Iterable[PlanNode]:
-        """Yield the node and all below it, parents first."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
+    def walk(self) -> Iterator[PlanNode]:
+        """Yield the node and all below it, parents first. For plans of any depth."""
+        waiting = [self]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting.extend(reversed(node.children))
 
     def _body(self) -> Any:
         return getattr(self._message, self.kind)
@@ -232,13 +304,19 @@ class PlanNode:
         return self.kind in _SCANS
 
     @property
-    def is_partial_aggregate(self) -> bool:
-        return self.kind == "aggregate" and self._body().mode == _AGGREGATE_PARTIAL
+    def aggregate_mode(self) -> int:
+        """The ``AggregateMode`` of an aggregate; -1 for any other node."""
+        return int(self._body().mode) if self.kind == "aggregate" else -1
 
     @property
     def is_partition_wise_sort(self) -> bool:
         """A sort that orders each partition by itself."""
         return self.kind == "sort" and bool(self._body().preserve_partitioning)
+
+    @property
+    def is_partitioned_window(self) -> bool:
+        """A window function with PARTITION BY."""
+        return self.kind == "window" and len(self._body().partition_keys) > 0
 
     @property
     def is_round_robin(self) -> bool:
@@ -259,13 +337,40 @@ class PlanNode:
         return self.kind == "repartition" and bool(self._body().preserve_order)
 
     @property
-    def has_dynamic_filter(self) -> bool:
-        return self.kind in ("aggregate", "sort") and self._body().HasField("dynamic_filter")
+    def join_type(self) -> int:
+        """The ``JoinType`` of a hash join or a nested-loop join."""
+        return int(self._body().join_type)
+
+    @property
+    def is_partitioned_join(self) -> bool:
+        """A hash join of partition k with partition k, under either side's hash."""
+        return self.kind == "hash_join" and self._body().mode == _PARTITIONED
+
+    @property
+    def is_null_aware(self) -> bool:
+        """A NOT IN, which depends on a NULL anywhere on its other side."""
+        return self.kind == "hash_join" and bool(self._body().null_aware)
+
+    @property
+    def has_fetch(self) -> bool:
+        """A coalesce, merge or sort that also limits how many rows pass."""
+        kinds = ("coalesce_partitions", "sort_preserving_merge", "sort")
+        return self.kind in kinds and self._body().HasField("fetch")
 
     @property
     def file_groups(self) -> int:
         """Partitions of a file scan."""
         return len(self._body().base_conf.file_groups)
+
+    @property
+    def file_ranges(self) -> int:
+        """Files, or byte ranges of files, that a scan reads."""
+        return sum(len(group.files) for group in self._body().base_conf.file_groups)
+
+    @property
+    def memory_partitions(self) -> tuple[int, ...]:
+        """Size in bytes of each partition of an in-memory table."""
+        return tuple(len(partition) for partition in self._body().partitions)
 
     @property
     def object_store_url(self) -> str:
@@ -277,6 +382,11 @@ class PlanNode:
         conf = self._body().base_conf
         return bool(conf.partitioned_by_file_group) or conf.HasField("output_partitioning")
 
+    @property
+    def stage_number(self) -> int:
+        """Which stage a ``stage_input`` stands for."""
+        return int(self._body().number)
+
     # Edits. Each returns a new plan and leaves this one as it is.
 
     def _copy(self) -> PlanNode:
@@ -284,10 +394,41 @@ class PlanNode:
         message.CopyFrom(self._message)
         return PlanNode(message)
 
-    def with_input(self, child: PlanNode) -> PlanNode:
-        """The node over another ``child``, for a node that has exactly one."""
+    def bare(self) -> PlanNode:
+        """The node alone, without children, and without a filter that it fills in as it runs.
+
+        Only what is below it in the same process could make use of that filter.
+        """
+        copy = self.over()
+        if self.kind in _FILTERING:
+            copy._body().ClearField("dynamic_filter")
+        return copy
+
+    def over(self, *children: PlanNode) -> PlanNode:
+        """The node over other ``children``; a repeated field takes what the others leave."""
+        return self.over_encoded([child.to_bytes() for child in children])
+
+    def over_encoded(self, children: Sequence[bytes]) -> PlanNode:
+        """``over``, for children that have been encoded already."""
         copy = self._copy()
-        copy._body().input.CopyFrom(child._message)
+        if self.kind == "unknown":
+            return copy
+        body, rest = copy._body(), list(children)
+        for name, repeated in _CHILDREN[self.kind]:
+            if repeated:
+                del getattr(body, name)[:]
+                getattr(body, name).extend(rest)
+                rest = []
+            elif rest:
+                setattr(body, name, rest.pop(0))
+            else:
+                body.ClearField(name)
+        return copy
+
+    def collecting_left(self) -> PlanNode:
+        """A partitioned hash join as one that holds its whole left side in every task."""
+        copy = self._copy()
+        copy._body().mode = _COLLECT_LEFT
         return copy
 
     def with_file_groups(self, groups: Sequence[int]) -> PlanNode:
@@ -298,6 +439,14 @@ class PlanNode:
         del kept[:]
         for index in groups:
             kept.add().CopyFrom(originals[index])
+        return copy
+
+    def with_memory_partitions(self, partitions: Sequence[int]) -> PlanNode:
+        """An in-memory table of only these of its partitions, in this order."""
+        copy = self._copy()
+        originals = self._body().partitions
+        del copy._body().partitions[:]
+        copy._body().partitions.extend(originals[index] for index in partitions)
         return copy
 
     def with_files(self, groups: Sequence[Sequence[FileEntry]]) -> PlanNode:
@@ -319,17 +468,37 @@ class PlanNode:
                 )
         return copy
 
+    def replaced(self, replace: Callable[[PlanNode], PlanNode | None]) -> PlanNode:
+        """The plan with every node for which ``replace`` gives another replaced by that."""
+        other = replace(self)
+        if other is not None:
+            return other
+        children = self.children
+        if not children:
+            return self
+        return self.over(*(child.replaced(replace) for child in children))
+
     def without_rows(self) -> PlanNode:
-        """The same plan with every scan's groups emptied: its schema, and no rows."""
-        if self.is_scan:
-            return self.with_files([[]] * self.file_groups)
-        copy = self._copy()
-        for child in copy.children:
-            child._message.CopyFrom(child.without_rows()._message)
-        return copy
+        """The same plan with every file scan's groups emptied: its schema, and few rows."""
+        return self.replaced(
+            lambda node: node.with_files([[]] * node.file_groups) if node.is_scan else None
+        )
 
     def coalesced(self) -> PlanNode:
         """The plan's partitions brought into one."""
         message = _Message()
-        message.coalesce_partitions.input.CopyFrom(self._message)
+        message.coalesce_partitions.input = self.to_bytes()
         return PlanNode(message)
+
+    def always_one_row(self) -> PlanNode:
+        """One batch of one or more rows with the columns of this plan, even if it has none.
+
+        A left join of a row without columns: DataFusion shows a schema with a batch only.
+        The columns come out nullable, whatever they were.
+        """
+        row, join = _Message(), _Message()
+        row.placeholder_row.schema = b""
+        join.nested_loop_join.left = row.SerializeToString()
+        join.nested_loop_join.right = self.coalesced().to_bytes()
+        join.nested_loop_join.join_type = JoinType.LEFT
+        return PlanNode(join)

@@ -11,22 +11,29 @@ import functools
 import math
 import re
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import datafusion
 
 from ._dataframe import DataFrame, returns_frame
 from ._exchange import Exchange
-from ._executor import HeadRun, run
+from ._executor import HeadRun, encoded_headers, run
 from ._lookalikes import bears_a_builtin_name, spark_functions_were_used
 from ._planner import first_line, single_node
+from ._plan_proto import PlanNode
 from ._registered import ObjectStore, hand_over_functions
-from ._settings import PLANNING, derive_context, non_default_settings
+from ._report import RunReport
+from ._settings import EXECUTION, PLANNING, derive_context, non_default_settings
+from ._sources import refused_source
 from ._stage import DistributedPlan, SingleNodePlan
 from ._state import SessionState, SessionStateBuilder
+from ._workers import SlotCounts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from ._report import Progress
 
 __all__ = ["SessionContext"]
 
@@ -48,6 +55,7 @@ class _Shared:
         self.stores = {store.url: store for store in state.stores}
         self._lock = threading.Lock()
         self._exchange: Exchange | None = None
+        self.slots = SlotCounts(state.channel_resolver)
 
     def exchange(self) -> Exchange:
         with self._lock:
@@ -167,21 +175,33 @@ class SessionContext(datafusion.SessionContext):
             return planned
         return single_node(planned, frame.execution_plan())
 
-    def _start(self, frame: datafusion.DataFrame) -> HeadRun | None:
+    def _start(
+        self,
+        frame: datafusion.DataFrame,
+        progress: Callable[[Progress], object] | None = None,
+    ) -> HeadRun | None:
         """Run the stages of ``frame`` below the head; ``None``: not distributed."""
-        planned = self._distribute(frame)
+        started = time.monotonic()
+        headers = self.state.passthrough_headers()
+        planned = self._distribute(frame, headers)
         if not isinstance(planned, DistributedPlan):
             return None
+        report = RunReport(progress=progress, planning_seconds=time.monotonic() - started)
         return run(
             planned,
             resolver=self.state.channel_resolver,
             exchange=self._shared.exchange(),
-            context=self,
-            runtime=self.state.runtime,
+            context=self._derived(EXECUTION),
             settings=non_default_settings(self),
+            headers=headers,
+            options=self.state.options,
+            names=frame.schema().names,
+            report=report,
         )
 
-    def _distribute(self, frame: datafusion.DataFrame) -> DistributedPlan | str:
+    def _distribute(
+        self, frame: datafusion.DataFrame, headers: Mapping[str, str] | None = None
+    ) -> DistributedPlan | str:
         """The staged plan, or the reason why there is none."""
         state = self.state
         if state.rule is None:
@@ -193,17 +213,33 @@ class SessionContext(datafusion.SessionContext):
         if spark_functions_were_used():
             return _LOOKALIKES
         urls = list(dict.fromkeys(str(url) for url in state.worker_resolver.get_urls()))
+        workers = self._shared.slots.of(
+            urls,
+            headers=encoded_headers(state.passthrough_headers() if headers is None else headers),
+            timeout=state.options.worker_timeout,
+        )
         # Planned in a session of its own: what cutting asks for must not change how this
         # session plans the queries that are not cut.
-        target = {"datafusion.execution.target_partitions": state.rule.target_partitions(len(urls))}
+        target = {"datafusion.execution.target_partitions": state.rule.target_partitions(workers)}
         options = {**PLANNING, **{name: str(value) for name, value in target.items()}}
-        planner = derive_context(self, options, state.runtime)
+        planner = self._derived(options)
         try:
-            plan = planner.create_dataframe_from_logical_plan(frame.logical_plan()).execution_plan()
+            planned_frame = planner.create_dataframe_from_logical_plan(frame.logical_plan())
+            plan = planned_frame.execution_plan()
         except Exception as error:  # noqa: BLE001  # whatever it is, DataFusion runs the query
             return f"it cannot be planned for workers ({first_line(error)})"
-        planned = state.rule.distribute(plan, planner, urls)
-        return planned.reason if isinstance(planned, SingleNodePlan) else planned
+        planned = state.rule.distribute(
+            plan,
+            planner,
+            workers,
+            options=state.options,
+            worker_context=state.new_context(EXECUTION),
+            stores=self._stores_of_workers(),
+        )
+        if isinstance(planned, SingleNodePlan):
+            return planned.reason
+        refused = refused_source(planned_frame, PlanNode.parse(plan.to_bytes(planner)))
+        return planned if refused is None else refused
 
 
 def _plain_state(

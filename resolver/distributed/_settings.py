@@ -34,6 +34,12 @@ PLANNING: Final[Mapping[str, str]] = {
     "datafusion.optimizer.enable_dynamic_filter_pushdown": "false",
     # What this tells a scan about the order to read in has no encoding.
     "datafusion.optimizer.enable_sort_pushdown": "false",
+    # Joins are planned for two shuffles each. Whether one side is sent to every task
+    # instead is decided from sizes that have been measured, not estimated.
+    "datafusion.optimizer.hash_join_single_partition_threshold": "0",
+    "datafusion.optimizer.hash_join_single_partition_threshold_rows": "0",
+    # Its value is known only inside the node that uses it, which cannot be cut apart.
+    "datafusion.optimizer.enable_physical_uncorrelated_scalar_subquery": "false",
 }
 """For the session that plans what is to be cut."""
 

@@ -7,45 +7,49 @@ error of that task and of nothing else.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
+import json
+import shutil
 import threading
 import time
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Final
 
 import datafusion
 import pyarrow as pa
+from pyarrow import flight
 
-from ._batches import plain_schema
+from ._batches import compacted, merged_schema, stored_schema
+from ._cutter import UNDERSTOOD
 from ._exchange import Exchange, PartitionWriter, QueryReleasedError, StoredPartition
+from ._inputs import Fetcher, InputLostError, with_inputs
 from ._plan_proto import PlanDecodeError, PlanNode
-from ._wire import PartitionReport, TaskReport, TaskRequest
+from ._threads import call_all
+from ._wire import NodeMetrics, PartitionReport, TaskReport, TaskRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["InvalidPlanError", "decode_plan", "run_task"]
+    from resolver._resolver import ChannelResolver
+
+    from ._inputs import Headers
+
+__all__ = ["InvalidPlanError", "decode_plan", "plan_metrics", "run_task"]
 
 MAX_PARTITIONS: Final = 1_024
 """Output partitions of one task; each runs on a thread of its own."""
 
-# What the planner puts into a stage. Whatever else a plan may hold is nobody's task.
-_STAGE_KINDS: Final = frozenset(
-    {
-        "aggregate",
-        "arrow_scan",
-        "avro_scan",
-        "coalesce_batches",
-        "cooperative",
-        "filter",
-        "local_limit",
-        "parquet_scan",
-        "projection",
-        "repartition",
-        "sort",
-    }
-)
-_CANCEL_POLL: Final = 0.1  # seconds between looks at whether the caller is still there
+# Whatever else a plan may hold, such as a sink that writes anywhere, is nobody's task.
+_TASK_KINDS: Final = UNDERSTOOD | {
+    "arrow_scan",
+    "avro_scan",
+    "csv_scan",
+    "json_scan",
+    "parquet_scan",
+    "stage_input",
+}
 
 
 class InvalidPlanError(ValueError):
@@ -79,28 +83,66 @@ def run_task(
     exchange: Exchange,
     is_cancelled: Callable[[], bool],
     *,
+    resolver: ChannelResolver,
+    headers: Headers | None = None,
     allow_python_udfs: bool = False,
 ) -> TaskReport:
     """Run every output partition of ``request.plan`` and keep the output in ``exchange``.
 
-    ``context`` must have the options of ``_settings.EXECUTION``. ``is_cancelled`` is
-    asked several times a second, by this thread only. Raises ``InvalidPlanError``,
-    ``QueryReleasedError`` when the query ended meanwhile, or what the plan raised.
+    ``context`` must have the options of ``_settings.EXECUTION``. What the task reads of
+    other workers is fetched through ``resolver``, with ``headers``. ``is_cancelled`` is
+    asked several times a second. Raises ``InvalidPlanError``, ``WireError``,
+    ``QueryReleasedError`` when the query ended meanwhile, ``FlightServerError`` with the
+    URL of an input that is lost, or what the plan raised.
     """
     started = time.monotonic()
     _check_kinds(request.plan)
-    plan = decode_plan(request.plan, context, allow_python_udfs=allow_python_udfs)
+
+    def check() -> None:
+        exchange.check_running(request.output.query)
+        if is_cancelled():
+            raise QueryReleasedError("the coordinator has gone away, or given the task up")
+
+    fetcher = Fetcher(
+        resolver, exchange, headers=headers or [], silence=request.worker_timeout, check=check
+    )
     with exchange.task(request.output) as directory:
-        results = _run_partitions(plan, context, directory, request, exchange, is_cancelled)
+        fetched = directory / "inputs"
+        fetched.mkdir()
+        try:
+            node = PlanNode.parse(request.plan)
+            node = with_inputs(node, request.inputs, fetcher, context, fetched)
+        except InputLostError as error:
+            lost = json.dumps({"lost": error.url}).encode()
+            raise flight.FlightServerError(str(error), extra_info=lost) from error
+        plan = decode_plan(node.to_bytes(), context, allow_python_udfs=allow_python_udfs)
+        results = _run_partitions(plan, context, directory, request.compression, check)
         schemas = [schema for _, schema in results if schema is not None]
-        if any(not schema.equals(schemas[0]) for schema in schemas):
-            raise RuntimeError("the partitions of one plan disagree about its schema")
+        schema = merged_schema(schemas) if schemas else _schema_of(node, context)
+        shutil.rmtree(fetched, ignore_errors=True)
         exchange.publish(request.output, [partition for partition, _ in results])
     return TaskReport(
         partitions=tuple(partition.report for partition, _ in results),
-        schema=schemas[0].serialize().to_pybytes() if schemas else None,
+        schema=stored_schema(schema).serialize().to_pybytes(),
         seconds=time.monotonic() - started,
+        fetched_bytes=fetcher.fetched_bytes,
+        nodes=tuple(plan_metrics(plan)),
     )
+
+
+def plan_metrics(plan: datafusion.ExecutionPlan) -> Iterator[NodeMetrics]:
+    """What every node of a plan that has run did, in the order of its display."""
+    metrics = plan.metrics()
+    if metrics is None:
+        yield NodeMetrics(0, 0.0, 0)
+    else:
+        yield NodeMetrics(
+            metrics.output_rows or 0,
+            (metrics.elapsed_compute or 0) / 1e9,
+            metrics.spilled_bytes or 0,
+        )
+    for child in plan.children():
+        yield from plan_metrics(child)
 
 
 def _check_kinds(data: bytes) -> None:
@@ -109,43 +151,58 @@ def _check_kinds(data: bytes) -> None:
         kinds = {node.kind for node in PlanNode.parse(data).walk()}
     except PlanDecodeError as error:
         raise InvalidPlanError(f"these plan bytes were refused: {error}") from error
-    if kinds - _STAGE_KINDS:
-        shown = ", ".join(sorted(kinds - _STAGE_KINDS))
+    if kinds - _TASK_KINDS:
+        shown = ", ".join(sorted(kinds - _TASK_KINDS))
         raise InvalidPlanError(f"these plan bytes were refused: no part of a task is: {shown}")
 
 
 _Result = tuple[StoredPartition, pa.Schema | None]
 
 
-def _run_partitions(  # noqa: PLR0917  # all of them, once
+def _run_partitions(
     plan: datafusion.ExecutionPlan,
     context: datafusion.SessionContext,
     directory: Path,
-    request: TaskRequest,
-    exchange: Exchange,
-    is_cancelled: Callable[[], bool],
+    compression: str,
+    check: Callable[[], object],
 ) -> list[_Result]:
-    stop = threading.Event()
+    """All partitions of the one plan object at once.
 
-    # All partitions of the one plan object at once: they share its RepartitionExec, and
-    # one that nobody reads would make it buffer the rows of the others.
-    with ThreadPoolExecutor(plan.partition_count, thread_name_prefix="task") as pool:
-        try:
-            futures = [
-                pool.submit(_run_partition, plan, index, context, directory, stop)
-                for index in range(plan.partition_count)
-            ]
-            pending = set(futures)
-            while pending:
-                done, pending = wait(pending, _CANCEL_POLL, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-                exchange.check_running(request.output.query)
-                if is_cancelled():
-                    raise QueryReleasedError("the coordinator has gone away")
-        finally:
-            stop.set()
-    return [future.result() for future in futures]
+    They share its RepartitionExec; one that nobody reads would make it buffer the rows of
+    the others.
+    """
+    stop = _Stop()
+    calls = [
+        functools.partial(_run_partition, plan, index, context, directory, compression, stop)
+        for index in range(plan.partition_count)
+    ]
+    try:
+        return call_all(calls, name="task", check=check)
+    finally:
+        stop.set()
+
+
+class _Stop:
+    """Ends the partitions of a task, wherever they are. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[_Result]]] = []
+        self._is_set = False
+
+    def run(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[_Result]) -> _Result:
+        with self._lock:
+            if self._is_set:
+                task.cancel()
+            self._running.append((loop, task))
+        return loop.run_until_complete(task)
+
+    def set(self) -> None:
+        with self._lock:
+            self._is_set = True
+            for loop, task in self._running:
+                with contextlib.suppress(RuntimeError):  # it has ended, and its loop with it
+                    loop.call_soon_threadsafe(task.cancel)
 
 
 def _run_partition(
@@ -153,24 +210,51 @@ def _run_partition(
     index: int,
     context: datafusion.SessionContext,
     directory: Path,
-    stop: threading.Event,
+    compression: str,
+    stop: _Stop,
+) -> _Result:
+    # A blocking read could be stopped only between two batches, and an aggregation or a
+    # sort is between two batches for all its time. An awaited one is dropped at once.
+    loop = asyncio.new_event_loop()
+    try:
+        return stop.run(
+            loop, loop.create_task(_written(plan, index, context, directory, compression))
+        )
+    except asyncio.CancelledError:
+        raise QueryReleasedError("another partition of the task failed") from None
+    finally:
+        loop.close()
+
+
+async def _written(
+    plan: datafusion.ExecutionPlan,
+    index: int,
+    context: datafusion.SessionContext,
+    directory: Path,
+    compression: str,
 ) -> _Result:
     schema: pa.Schema | None = None
     writer: PartitionWriter | None = None
     try:
-        for item in context.execute(plan, index):
-            if stop.is_set():
-                raise QueryReleasedError("another partition of the task failed")
+        async for item in context.execute(plan, index):
             batch = item.to_pyarrow()
-            if schema is None:
+            if writer is None:
                 schema = batch.schema
-                writer = PartitionWriter(directory, index, plain_schema(schema))
+                stored = stored_schema(schema)
+                writer = PartitionWriter(directory, index, stored)
             if batch.num_rows:
-                assert writer is not None
-                writer.write(batch)
+                writer.write(compacted(batch, stored))
         if writer is None:
             return StoredPartition((), PartitionReport(0, 0, 0)), None
         return writer.finish(), schema
     finally:
         if writer is not None:
             writer.close()
+
+
+def _schema_of(node: PlanNode, context: datafusion.SessionContext) -> pa.Schema:
+    """The schema of a plan that gave no batch, which is all that DataFusion shows it with."""
+    probe = decode_plan(node.without_rows().always_one_row().to_bytes(), context)
+    for item in context.execute(probe, 0):
+        return item.to_pyarrow().schema
+    raise RuntimeError("DataFusion gave no schema for a stage without rows")

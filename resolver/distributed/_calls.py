@@ -1,0 +1,162 @@
+"""What a coordinator says to a worker, and what its answers and silences mean.
+
+Every call has a deadline and goes through the session's ChannelResolver; every error
+names the worker. Which task runs where is not decided here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import pyarrow as pa
+from pyarrow import flight
+
+from resolver._errors import ResolverError
+
+from . import _wire
+from ._errors import DistributedError, TaskFailedError, WorkerLostError
+from ._inputs import InputLostError
+from ._threads import call_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from resolver._resolver import ChannelResolver
+
+    from ._inputs import Headers
+
+__all__ = ["WorkerCalls", "worker_info"]
+
+_T = TypeVar("_T")
+
+POLL: Final = 2.0
+"""Seconds for which a worker is asked to wait for a task before it answers."""
+
+_RELEASE_TIMEOUT: Final = 1.0  # seconds
+
+
+class WorkerCalls:
+    """Calls for one query. Thread-safe. ``worker_timeout`` is in seconds.
+
+    After ``end()`` calls that fail no longer count against a worker: it may only have
+    done as it was told.
+    """
+
+    def __init__(
+        self, resolver: ChannelResolver, *, headers: Headers, worker_timeout: float
+    ) -> None:
+        self._resolver = resolver
+        self._headers = headers
+        self._worker_timeout = worker_timeout
+        self.is_over = False
+
+    def run_task(self, url: str, request: _wire.TaskRequest, time_limit: float) -> _wire.TaskReport:
+        """Run a task to its end. ``time_limit`` is in seconds, 0 for none.
+
+        Raises ``TaskFailedError`` with the plan's own message, ``InputLostError``,
+        ``WorkerConnectError`` when the worker cannot have got the task, and
+        ``WorkerLostError`` when it may have.
+        """
+        started = time.monotonic()
+        data = self._act(url, _wire.EXECUTE_TASK, request.to_bytes(), request.wait)
+        await_request = _wire.AwaitRequest(request.output, request.wait).to_bytes()
+        while not data:
+            if self.is_over:
+                raise WorkerLostError(f"query {request.output.query} is over", url=url)
+            if time_limit and time.monotonic() - started > time_limit:
+                raise WorkerLostError(
+                    f"worker {url} had not finished a task after task_timeout={time_limit:g} s",
+                    url=url,
+                )
+            data = self._act(url, _wire.AWAIT_TASK, await_request, request.wait)
+        try:
+            return _wire.TaskReport.parse(data)
+        except _wire.WireError as error:
+            raise DistributedError(
+                f"worker {url} answered what no worker of this version answers: {error}", url=url
+            ) from error
+
+    def release(self, urls: Iterable[str], query: str) -> None:
+        """End ``query`` on these workers. One that is gone has, and none is waited for long."""
+
+        def release(url: str) -> None:
+            with contextlib.suppress(ResolverError, pa.ArrowException, OSError, EOFError):
+                client = self._resolver.get_flight_client_for_url(url)
+                options = flight.FlightCallOptions(timeout=_RELEASE_TIMEOUT, headers=self._headers)
+                _act(client, _wire.RELEASE_QUERY, query.encode(), options)
+
+        call_all([lambda url=url: release(url) for url in urls], name="release")  # type: ignore[misc]
+
+    def renew_lease(self, urls: Iterable[str], query: str) -> None:
+        """Tell these workers that the query is still wanted. Failures show up elsewhere."""
+        for url in urls:
+            with contextlib.suppress(ResolverError, pa.ArrowException, OSError, EOFError):
+                self._act(url, _wire.RENEW_LEASE, query.encode(), 0.0)
+
+    def _act(self, url: str, action: str, body: bytes, wait: float) -> bytes:
+        options = flight.FlightCallOptions(
+            timeout=wait + self._worker_timeout, headers=self._headers
+        )
+        return self._call(url, lambda client: _act(client, action, body, options))
+
+    def _call(self, url: str, call: Callable[[flight.FlightClient], _T]) -> _T:
+        """``call`` with the client for ``url``; its errors say which worker it was."""
+        client = self._resolver.get_flight_client_for_url(url)
+        try:
+            return call(client)
+        except (flight.FlightUnauthenticatedError, flight.FlightUnauthorizedError) as error:
+            raise DistributedError(
+                f"worker {url} did not let us in: {_message(error)}; "
+                "check the token or the client certificate of the connector",
+                url=url,
+            ) from error
+        except flight.FlightServerError as error:
+            lost = _lost_input(error)
+            if lost is not None:
+                raise InputLostError(_message(error), url=lost) from error
+            raise TaskFailedError(_message(error), url=url) from error
+        except (flight.FlightError, pa.ArrowKeyError, EOFError) as error:
+            # Silent, gone, going, or restarted and empty: not to be used now.
+            invalidate = getattr(self._resolver, "invalidate", None)
+            if invalidate is not None and not self.is_over:
+                invalidate(url, client)
+            raise WorkerLostError(f"worker {url} was lost: {_message(error)}", url=url) from error
+        except pa.ArrowException as error:
+            raise DistributedError(f"worker {url} refused: {_message(error)}", url=url) from error
+
+
+def worker_info(
+    resolver: ChannelResolver, url: str, timeout: float = 5.0, *, headers: Headers | None = None
+) -> dict[str, Any]:
+    """What the worker at ``url`` says of itself, within ``timeout`` seconds."""
+    client = resolver.get_flight_client_for_url(url)
+    options = flight.FlightCallOptions(timeout=timeout, headers=headers or [])
+    info: dict[str, Any] = json.loads(_act(client, _wire.WORKER_INFO, b"", options))
+    return info
+
+
+def _act(
+    client: flight.FlightClient, action: str, body: bytes, options: flight.FlightCallOptions
+) -> bytes:
+    """The one result of an action."""
+    results = list(client.do_action(flight.Action(action, body), options))
+    if len(results) != 1:
+        raise EOFError(f"{action} was answered with {len(results)} results, not one")
+    data: bytes = results[0].body.to_pybytes()
+    return data
+
+
+def _lost_input(error: flight.FlightServerError) -> str | None:
+    """The URL of the worker that a task could not read from, if that is why it failed."""
+    try:
+        return str(json.loads(error.extra_info)["lost"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _message(error: BaseException) -> str:
+    """What the worker said, without Flight's own additions."""
+    return str(error).partition(". Detail: ")[0]

@@ -1,0 +1,222 @@
+"""What a task reads of other stages: brought here, and put into its plan as file scans.
+
+A partition that this process holds is read in place; any other is fetched, through the
+ChannelResolver of whoever runs the task, piece by piece. Nothing is run here.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import uuid
+from collections import defaultdict
+from typing import TYPE_CHECKING, Final
+
+import pyarrow as pa
+from pyarrow import flight
+
+from resolver._errors import ResolverError
+
+from ._errors import DistributedError
+from ._exchange import PartitionWriter
+from ._plan_proto import FileEntry, PlanNode
+from ._threads import call_all
+from ._wire import PartitionSource, PartitionTicket, WireError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    import datafusion
+
+    from resolver._resolver import ChannelResolver
+
+    from ._exchange import Exchange
+    from ._wire import StageInput
+
+__all__ = ["Fetcher", "InputLostError", "scan_of_nothing", "with_inputs"]
+
+Headers = list[tuple[bytes, bytes]]
+
+_PIECE_TIMEOUT: Final = 30.0
+"""Seconds that one piece of a partition may take, beyond the silence that is allowed."""
+
+
+class InputLostError(DistributedError, ConnectionError):
+    """Stage output could not be had from ``url``, where it was; it must be made again."""
+
+
+class Fetcher:
+    """Brings stage output here. For one task; its calls may come from several threads.
+
+    ``silence`` is in seconds; ``check`` is called between batches and may raise.
+    """
+
+    def __init__(
+        self,
+        resolver: ChannelResolver,
+        exchange: Exchange,
+        *,
+        headers: Headers,
+        silence: float,
+        check: Callable[[], object],
+    ) -> None:
+        self._resolver = resolver
+        self._exchange = exchange
+        self._options = flight.FlightCallOptions(timeout=_PIECE_TIMEOUT + silence, headers=headers)
+        self._check = check
+        self._lock = threading.Lock()
+        self.fetched_bytes = 0
+
+    def bring(
+        self, stage_input: StageInput, directory: Path
+    ) -> dict[PartitionSource, tuple[Path, ...]]:
+        """The files of every source of ``stage_input``; what is not here is put there."""
+        found: dict[PartitionSource, tuple[Path, ...]] = {}
+        missing: dict[str, list[tuple[int, PartitionSource]]] = defaultdict(list)
+        sources = [source for partition in stage_input.partitions for source in partition]
+        for index, source in enumerate(sources):
+            try:
+                ticket = PartitionTicket(source.output, source.partition)
+                found[source] = self._exchange.partition(ticket).files
+            except KeyError:
+                missing[source.url].append((index, source))
+        if not missing:
+            return found
+        schema = _deserialized(stage_input.schema)
+        directory.mkdir(parents=True)
+
+        def fetch_from(url: str) -> list[tuple[PartitionSource, tuple[Path, ...]]]:
+            return [
+                (source, self._fetched(url, source, directory, index, schema))
+                for index, source in missing[url]
+            ]
+
+        calls = [functools.partial(fetch_from, url) for url in missing]
+        for fetched in call_all(calls, name="fetch", check=self._check):
+            found.update(fetched)
+        return found
+
+    def _fetched(
+        self, url: str, source: PartitionSource, directory: Path, index: int, schema: pa.Schema
+    ) -> tuple[Path, ...]:
+        writer = PartitionWriter(directory, index, schema)
+        try:
+            client = self._resolver.get_flight_client_for_url(url)
+            try:
+                self._copy(client, source, writer)
+            except (flight.FlightError, pa.ArrowKeyError, EOFError) as error:
+                invalidate = getattr(self._resolver, "invalidate", None)
+                if invalidate is not None:
+                    invalidate(url, client)
+                raise _lost(url, error) from error
+            stored = writer.finish()
+        except ResolverError as error:
+            if isinstance(error, InputLostError):
+                raise
+            raise _lost(url, error) from error
+        finally:
+            writer.close()
+        with self._lock:
+            self.fetched_bytes += stored.report.bytes
+        return stored.files
+
+    def _copy(
+        self, client: flight.FlightClient, source: PartitionSource, writer: PartitionWriter
+    ) -> None:
+        """Raises ``EOFError`` when less arrives than the task reported: a stream that merely
+        ended early must not become a shorter answer.
+        """
+        rows = batches = 0
+        while batches < source.batches:
+            before = batches
+            ticket = PartitionTicket(source.output, source.partition, first_batch=batches)
+            reader = client.do_get(flight.Ticket(ticket.to_bytes()), self._options)
+            try:
+                for chunk in reader:
+                    self._check()
+                    writer.write(chunk.data)
+                    rows += chunk.data.num_rows
+                    batches += 1
+            except BaseException:
+                reader.cancel()
+                raise
+            if batches == before:
+                break
+        if (rows, batches) != (source.rows, source.batches):
+            raise EOFError(f"{rows} rows arrived of a partition of {source.rows}")
+
+
+def with_inputs(
+    plan: PlanNode,
+    inputs: Sequence[StageInput],
+    fetcher: Fetcher,
+    context: datafusion.SessionContext,
+    directory: Path,
+) -> PlanNode:
+    """``plan`` with every stage input replaced by a scan of its files.
+
+    ``directory`` must exist; fetched files are put below it. Raises ``WireError`` when
+    plan and inputs do not belong together, ``InputLostError`` naming the URL.
+    """
+    wanted = sorted(node.stage_number for node in plan.walk() if node.kind == "stage_input")
+    if wanted != sorted(stage_input.number for stage_input in inputs):
+        raise WireError("the inputs of the task are not those that its plan reads")
+    scans: dict[int, PlanNode] = {}
+    for stage_input in inputs:
+        files = fetcher.bring(stage_input, directory / f"input-{stage_input.number}")
+        template = _template(stage_input.schema, directory, context)
+        groups = [
+            [_entry(path) for source in partition for path in files[source]]
+            for partition in stage_input.partitions
+        ]
+        scans[stage_input.number] = template.with_files(groups)
+    return plan.replaced(
+        lambda node: scans[node.stage_number] if node.kind == "stage_input" else None
+    )
+
+
+def scan_of_nothing(
+    schema: pa.Schema, partitions: int, directory: Path, context: datafusion.SessionContext
+) -> PlanNode:
+    """A scan of no files, with these columns and partitions."""
+    template = _template(schema.serialize().to_pybytes(), directory, context)
+    return template.with_files([[]] * partitions)
+
+
+_templates: dict[bytes, PlanNode] = {}
+_TEMPLATES_KEPT: Final = 512
+
+
+def _template(schema: bytes, directory: Path, context: datafusion.SessionContext) -> PlanNode:
+    """How DataFusion itself encodes a scan of an Arrow file with this schema."""
+    known = _templates.get(schema)
+    if known is not None:
+        return known
+    path = directory / f"schema-{uuid.uuid4().hex}.arrow"
+    with pa.ipc.new_file(str(path), _deserialized(schema)):
+        pass
+    plan = context.read_arrow(str(path)).execution_plan()
+    path.unlink()
+    template = PlanNode.parse(plan.to_bytes(context))
+    if len(_templates) >= _TEMPLATES_KEPT:
+        _templates.clear()
+    _templates[schema] = template
+    return template
+
+
+def _entry(path: Path) -> FileEntry:
+    status = path.stat()
+    return FileEntry(str(path), status.st_size, status.st_mtime_ns)
+
+
+def _deserialized(schema: bytes) -> pa.Schema:
+    try:
+        return pa.ipc.read_schema(pa.py_buffer(schema))
+    except pa.ArrowException as error:
+        raise WireError(f"an input's schema cannot be read: {error}") from error
+
+
+def _lost(url: str, error: BaseException) -> InputLostError:
+    said = str(error).partition(". Detail: ")[0]
+    return InputLostError(f"stage output on worker {url} cannot be had: {said}", url=url)

@@ -1,0 +1,447 @@
+"""Runs the stages of one query: what when, where, and again.
+
+Stages run from the leaves up. A stage's tree is settled once its inputs are measured;
+its tasks then run on the workers that are left. Every task's output stays where it was
+made, so a lost worker costs its tasks and not the query.
+
+The invariant that keeps an answer right: an output counts only while every output that
+it was made from is still the one in use. Made again, a stage need not give the same rows
+in the same partitions, so what was made from the lost rows is made again too.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import pyarrow as pa
+
+from resolver._errors import ResolverError, WorkerConnectError
+
+from . import _wire
+from ._adapt import Measured, adapt, task_count, waits_for_build_side
+from ._batches import merged_schema
+from ._errors import DistributedError, WorkerLostError
+from ._inputs import InputLostError
+from ._threads import call_all
+from ._tree import Boundary, Share, Stage, Tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from ._calls import WorkerCalls
+    from ._options import DistributedOptions
+    from ._report import RunReport
+    from ._workers import WorkerSlots
+
+__all__ = ["Scheduler", "StageRun"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """What one attempt at a task left on its worker, and what it was made from."""
+
+    key: _wire.OutputKey
+    url: str
+    report: _wire.TaskReport
+    read: tuple[tuple[TaskRun, _wire.OutputKey], ...]
+
+
+@dataclass(slots=True, eq=False)
+class TaskRun:
+    """One task of a stage. ``output`` changes under ``lock`` only."""
+
+    stage: StageRun
+    index: int
+    tree: Tree
+    url: str
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    output: _Output | None = None
+    attempts: int = 0
+    failures: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class StageRun:
+    """A stage with its tree settled and its tasks placed."""
+
+    stage: Stage
+    inputs: Mapping[int, StageRun]
+    tasks: list[TaskRun] = field(default_factory=list)
+
+    @property
+    def number(self) -> int:
+        return self.stage.number
+
+    def measured(self) -> Measured:
+        reports = [task.output.report for task in self.tasks if task.output is not None]
+        partitions = [partition for report in reports for partition in report.partitions]
+        return Measured(sum(p.rows for p in partitions), sum(p.bytes for p in partitions))
+
+
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """A stage whose inputs have run: its tree, and who they are by number."""
+
+    tree: Tree
+    inputs: Mapping[int, StageRun]
+
+
+class Scheduler:
+    """Runs the stages of one query. Made for one query; ``run_inputs`` is called once."""
+
+    def __init__(
+        self,
+        query: str,
+        *,
+        workers: Sequence[WorkerSlots],
+        calls: WorkerCalls,
+        options: DistributedOptions,
+        settings: Mapping[str, str],
+        passthrough: Sequence[str],
+        empty: Callable[[Tree], Tree],
+        report: RunReport,
+    ) -> None:
+        self.query: Final = query
+        self._workers = workers
+        self._calls = calls
+        self._options = options
+        self._settings = settings
+        self._passthrough = tuple(passthrough)
+        self._empty = empty
+        self._report = report
+        self._lock = threading.Lock()
+        self._lost: dict[str, ResolverError] = {}
+        self._called: set[str] = set()
+        self._is_over = False
+
+    @property
+    def called(self) -> list[str]:
+        """The workers that have been given a task, or may have been."""
+        with self._lock:
+            return sorted(self._called)
+
+    def end(self) -> None:
+        """Start nothing more."""
+        with self._lock:
+            self._is_over = self._calls.is_over = True
+
+    # Settling: inputs first, then decisions.
+
+    def settle(self, stage: Stage) -> _Settled:
+        """Run everything below ``stage`` and decide how its own tree will run."""
+        tree = stage.tree
+        waiting = waits_for_build_side(tree)
+        inputs = {below.number: below for below in stage.inputs}
+        firm = [below for number, below in inputs.items() if number not in waiting]
+        calls: list[Callable[[], StageRun | _Settled]] = [
+            functools.partial(self._complete, below) for below in firm
+        ]
+        calls += [functools.partial(self.settle, inputs[number]) for number in sorted(waiting)]
+        results = call_all(calls, name=f"stage-{stage.number}")
+        runs = {run.number: run for run in results if isinstance(run, StageRun)}
+        settled = dict(
+            zip(
+                sorted(waiting),
+                (result for result in results if isinstance(result, _Settled)),
+                strict=True,
+            )
+        )
+        adapted = adapt(
+            tree,
+            {number: run.measured() for number, run in runs.items()},
+            # Its repartition was the shuffle that is not needed.
+            {number: probe.tree.children[0] for number, probe in settled.items()},
+            self._options,
+            self._empty,
+        )
+        self._report.decided(stage.number, adapted.decisions)
+        tree = adapted.tree
+        for probe in settled.values():
+            runs.update(probe.inputs)
+        left = [leaf.source for leaf in tree.walk() if leaf.source is not None]
+        missing = [below for below in left if below.number not in runs]
+        for run in call_all(
+            [functools.partial(self._complete, below, settled[below.number]) for below in missing],
+            name=f"stage-{stage.number}",
+        ):
+            runs[run.number] = run
+        needed = {below.number for below in left}
+        return _Settled(tree, {number: run for number, run in runs.items() if number in needed})
+
+    def settle_head(self, head: Stage) -> StageRun:
+        """Run everything below ``head``; its last stage joins it when it reads little."""
+        inputs = {below.number: below for below in head.inputs}
+        settled = dict(
+            zip(
+                inputs,
+                call_all(
+                    [functools.partial(self.settle, below) for below in inputs.values()],
+                    name="head",
+                ),
+                strict=True,
+            )
+        )
+        absorbed = {
+            number: below.tree for number, below in settled.items() if self._is_small(below)
+        }
+        for number in absorbed:
+            self._report.decided(number, (f"{_JOINED} coordinator_threshold is …",))
+        tree = _replaced(head.tree, absorbed)
+        runs = dict(
+            zip(
+                [number for number in inputs if number not in absorbed],
+                call_all(
+                    [
+                        functools.partial(self._complete, below, settled[number])
+                        for number, below in inputs.items()
+                        if number not in absorbed
+                    ],
+                    name="head",
+                ),
+                strict=True,
+            )
+        )
+        for number in absorbed:
+            runs.update(settled[number].inputs)
+        self._report.head = tree
+        return StageRun(Stage(head.number, head.boundary, tree, head.whole), runs)
+
+    def _is_small(self, settled: _Settled) -> bool:
+        """Reads only stages, and so little that the coordinator may as well run it."""
+        if any(tree.node.is_scan or tree.kind == "memory_scan" for tree in settled.tree.walk()):
+            return False
+        measured = [below.measured() for below in settled.inputs.values()]
+        return sum(m.bytes for m in measured) <= self._options.coordinator_threshold
+
+    def _complete(self, stage: Stage, settled: _Settled | None = None) -> StageRun:
+        """Run ``stage`` and everything below it."""
+        if settled is None:
+            settled = self.settle(stage)
+        stage = Stage(stage.number, stage.boundary, settled.tree, stage.whole)
+        run = StageRun(stage, settled.inputs)
+        measured = {number: below.measured() for number, below in settled.inputs.items()}
+        self._place(run, task_count(stage, measured, self._options, len(self._live())))
+        self._report.started(stage, [(task.index, task.url, task.tree) for task in run.tasks])
+        call_all(
+            [functools.partial(self._ensure, task) for task in run.tasks],
+            name=f"stage-{stage.number}-task",
+        )
+        return run
+
+    def _live(self) -> list[WorkerSlots]:
+        with self._lock:
+            live = [worker for worker in self._workers if worker.url not in self._lost]
+            errors = list(self._lost.values())
+        if not live:
+            raise self._all_lost(errors)
+        return live
+
+    def _all_lost(self, errors: Sequence[ResolverError]) -> WorkerLostError:
+        urls = ", ".join(worker.url for worker in self._workers)
+        said = "; ".join(str(error) for error in errors)
+        return WorkerLostError(
+            f"no worker of {urls} is left to run the query: {said}",
+            url=None if len(self._workers) != 1 else self._workers[0].url,
+        )
+
+    def _place(self, run: StageRun, tasks: int) -> None:
+        """One task per worker, each with partitions for its slots."""
+        live = self._live()
+        if tasks < len(live):
+            live = self._nearest(run, live, tasks)
+        bounds = [0]
+        for worker in live:
+            bounds.append(bounds[-1] + worker.slots)
+        for worker, low, high in zip(live, bounds, bounds[1:], strict=False):
+            tree = run.stage.tree.shared(Share(low, high, bounds[-1]))
+            if tree is not None:
+                run.tasks.append(TaskRun(run, len(run.tasks), tree, worker.url))
+
+    def _nearest(self, run: StageRun, live: Sequence[WorkerSlots], tasks: int) -> list[WorkerSlots]:
+        """The ``tasks`` workers that hold the most of what the stage reads."""
+        held = dict.fromkeys((worker.url for worker in live), 0)
+        for below in run.inputs.values():
+            for task in below.tasks:
+                if task.output is not None and task.output.url in held:
+                    held[task.output.url] += sum(p.bytes for p in task.output.report.partitions)
+        # Stages that read nothing yet are spread, so that they run side by side.
+        turned = [*live[run.number % len(live) :], *live[: run.number % len(live)]]
+        best = sorted(turned, key=lambda worker: -held[worker.url])[:tasks]
+        return [worker for worker in live if worker in best]
+
+    # Running: one task, until its output is there and counts.
+
+    def _ensure(self, task: TaskRun) -> None:
+        with task.lock:
+            while not self._is_usable(task):
+                inputs, read = self.inputs_of(task.stage, task.tree)
+                self._try(task, inputs, read)
+
+    def inputs_of(
+        self, run: StageRun, tree: Tree
+    ) -> tuple[tuple[_wire.StageInput, ...], tuple[tuple[TaskRun, _wire.OutputKey], ...]]:
+        """What ``tree`` reads, all of it there and made from one another."""
+        leaves = [leaf for leaf in tree.walk() if leaf.source is not None]
+        needed = {leaf.source.number for leaf in leaves if leaf.source is not None}
+        producers = [task for number in sorted(needed) for task in run.inputs[number].tasks]
+        while True:
+            stale = [task for task in producers if not self._is_usable(task)]
+            if not stale:
+                break
+            # Making one again can make another stale; hence the loop.
+            call_all([functools.partial(self._ensure, task) for task in stale], name="again")
+        inputs = tuple(_stage_input(leaf, run) for leaf in leaves)
+        read = tuple((task, task.output.key) for task in producers if task.output is not None)
+        return inputs, read
+
+    def is_current(self, read: Iterable[tuple[TaskRun, _wire.OutputKey]]) -> bool:
+        """Whether these outputs are still in use, and all that they were made from."""
+        seen: dict[int, bool] = {}
+
+        def counts(task: TaskRun) -> bool:
+            if id(task) not in seen:
+                output = task.output
+                seen[id(task)] = output is not None and all(
+                    _is_latest(below, key) and counts(below) for below, key in output.read
+                )
+            return seen[id(task)]
+
+        return all(_is_latest(task, key) and counts(task) for task, key in read)
+
+    def _is_usable(self, task: TaskRun) -> bool:
+        output = task.output
+        return (
+            output is not None
+            and output.url not in self._lost
+            and self.is_current([(task, output.key)])
+        )
+
+    def _try(
+        self,
+        task: TaskRun,
+        inputs: tuple[_wire.StageInput, ...],
+        read: tuple[tuple[TaskRun, _wire.OutputKey], ...],
+    ) -> None:
+        url = self._url_for(task)
+        key = _wire.OutputKey(self.query, task.stage.number, task.index, task.attempts)
+        request = _wire.TaskRequest(
+            output=key,
+            plan=task.tree.plan().to_bytes(),
+            settings=self._settings,
+            inputs=inputs,
+            passthrough=self._passthrough,
+            wait=min(_POLL, self._options.lease / 3),
+            compression=self._options.compression,
+            lease=self._options.lease,
+            worker_timeout=self._options.worker_timeout,
+        )
+        task.attempts += 1
+        started = time.monotonic()
+        try:
+            report = self._calls.run_task(url, request, self._options.task_timeout)
+            # With what is left of the plan alone nobody could tell.
+            if len(report.partitions) != task.tree.partitions:
+                raise DistributedError(f"worker {url} ran another plan than it was given", url=url)
+        except (WorkerConnectError, WorkerLostError, InputLostError) as error:
+            self._count_failure(task, error)
+            return
+        task.output = _Output(key, url, report, read)
+        self._report.finished(
+            task.stage.number, task.index, url, report, time.monotonic() - started
+        )
+
+    def _url_for(self, task: TaskRun) -> str:
+        live = [worker.url for worker in self._live()]
+        if task.url not in live:
+            task.url = live[(task.index + task.attempts) % len(live)]
+        with self._lock:
+            if self._is_over:
+                raise WorkerLostError(f"query {self.query} is over", url=task.url)
+            self._called.add(task.url)
+        return task.url
+
+    def _count_failure(self, task: TaskRun, error: ResolverError) -> None:
+        self.lose(error)
+        self._report.retried(task.stage.number, task.index, str(error))
+        if not isinstance(error, WorkerConnectError):  # else it never got the task
+            task.failures += 1
+        if task.failures > self._options.task_retries:
+            raise WorkerLostError(
+                f"task {task.index} of stage {task.stage.number} was started {task.failures} "
+                f"times and each time a worker was lost; the last time: {error}",
+                url=error.url,
+            ) from error
+        _log.warning("query %s: %s", self.query, error)
+
+    def lose(self, error: ResolverError) -> None:
+        """Count the worker that ``error`` names as gone for the rest of the query."""
+        with self._lock:
+            if self._is_over:
+                raise error
+            self._lost.setdefault(str(error.url), error)
+
+
+_POLL: Final = 2.0  # seconds
+_JOINED: Final = "run by the coordinator: it reads little"
+
+
+def _replaced(tree: Tree, trees: Mapping[int, Tree]) -> Tree:
+    """``tree`` with the outputs of these stages replaced by what the stages would run."""
+    if tree.source is not None:
+        return trees.get(tree.source.number, tree)
+    return tree.over(*(_replaced(child, trees) for child in tree.children))
+
+
+def _is_latest(task: TaskRun, key: _wire.OutputKey) -> bool:
+    return task.output is not None and task.output.key == key
+
+
+def _stage_input(leaf: Tree, run: StageRun) -> _wire.StageInput:
+    """The partitions of ``leaf``, each with the outputs that it is made of."""
+    assert leaf.source is not None
+    below = run.inputs[leaf.source.number]
+    outputs = [task.output for task in below.tasks if task.output is not None]
+    every = [
+        [_source(output, index) for index in range(len(output.report.partitions))]
+        for output in outputs
+    ]
+    if leaf.source.boundary is Boundary.SHUFFLE:
+        partitions = [list(sources) for sources in zip(*every, strict=True)]
+    elif leaf.source.boundary is Boundary.BROADCAST:
+        partitions = [[source for sources in every for source in sources]]
+    else:
+        partitions = [[source] for sources in every for source in sources]
+    if leaf.own is not None:
+        partitions = [partitions[index] for index in leaf.own]
+    return _wire.StageInput(
+        leaf.source.number,
+        _schema([output.report for output in outputs]),
+        tuple(tuple(s for s in sources if s.batches) for sources in partitions),
+    )
+
+
+def _source(output: _Output, partition: int) -> _wire.PartitionSource:
+    report = output.report.partitions[partition]
+    return _wire.PartitionSource(
+        output.url, output.key, partition, report.rows, report.batches, report.bytes
+    )
+
+
+def _schema(reports: Sequence[_wire.TaskReport]) -> bytes:
+    encoded = {report.schema for report in reports}
+    if len(encoded) == 1:
+        return encoded.pop()
+    schemas = [pa.ipc.read_schema(pa.py_buffer(data)) for data in sorted(encoded)]
+    try:
+        return merged_schema(schemas).serialize().to_pybytes()
+    except ValueError as error:
+        raise DistributedError(
+            f"the tasks of one stage have no schema in common: {error}"
+        ) from error

@@ -1,0 +1,242 @@
+"""The tree that is cut: plan nodes with their display lines, and the stages below them.
+
+A ``Tree`` is a physical plan, or a part of one whose lower ends are the outputs of other
+stages. It knows how many partitions it has and what a task's share of it is. Values only;
+where to cut is ``_cutter``'s business, what runs when ``_scheduler``'s.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from ._plan_proto import JoinType, PlanNode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import datafusion
+
+__all__ = ["Boundary", "Share", "Stage", "Tree", "TreeError", "tree_of"]
+
+_ONE_PARTITION: Final = frozenset({"coalesce_partitions", "sort_preserving_merge"})
+
+# These emit rows of the build side by themselves. With that side in every task, every
+# task would emit them.
+_EMITS_BUILD_SIDE: Final = frozenset(
+    {JoinType.LEFT, JoinType.FULL, JoinType.LEFT_SEMI, JoinType.LEFT_ANTI, JoinType.LEFT_MARK}
+)
+
+
+class TreeError(ValueError):
+    """The plan is not of a shape that is understood; the message is a reason."""
+
+
+class Boundary(enum.Enum):
+    """How the output of a stage reaches its consumer; the value is its name in a tree."""
+
+    SHUFFLE = "NetworkShuffle"
+    """Partition k of the consumer is partition k of every task."""
+    COALESCE = "NetworkCoalesce"
+    """Every partition of every task is a partition of the consumer."""
+    BROADCAST = "NetworkBroadcast"
+    """Every task of the consumer reads everything, as one partition."""
+    HEAD = "Head"
+    """None: the caller reads it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stage:
+    """A part of a plan that runs without talking to anyone but for its inputs.
+
+    ``whole`` is the part of the plan that it stands for, uncut.
+    """
+
+    number: int
+    boundary: Boundary
+    tree: Tree
+    whole: Tree
+
+    @property
+    def inputs(self) -> tuple[Stage, ...]:
+        """The stages that this one reads, from left to right."""
+        return tuple(tree.source for tree in self.tree.walk() if tree.source is not None)
+
+    def walk(self) -> Iterator[Stage]:
+        """Yield the stage and all below it, consumers first."""
+        yield self
+        for stage in self.inputs:
+            yield from stage.walk()
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which partitions are a task's own: those from ``low`` to ``high`` of ``total`` parts.
+
+    Contiguous, so that outputs read in the order of tasks are in the order of the plan.
+    """
+
+    low: int
+    high: int
+    total: int
+
+    def of(self, partitions: int) -> range:
+        """The task's own of ``partitions`` partitions."""
+        return range(
+            partitions * self.low // self.total,
+            partitions * self.high // self.total,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tree:
+    """A plan node over other trees. Immutable.
+
+    ``line`` is how DataFusion displays the node. A leaf with a ``source`` is the output
+    of that stage, or the partitions ``own`` of it.
+    """
+
+    node: PlanNode
+    line: str
+    children: tuple[Tree, ...] = ()
+    source: Stage | None = None
+    own: range | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.node.kind
+
+    @property
+    def name(self) -> str:
+        """The operator's name."""
+        return self.line.partition(":")[0]
+
+    def over(self, *children: Tree) -> Tree:
+        """The same node over other children."""
+        return replace(self, children=children)
+
+    def walk(self) -> Iterator[Tree]:
+        """Yield the tree and all below it, up to the outputs of other stages."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+    def plan(self) -> PlanNode:
+        """The whole as one plan, with ``stage_input`` nodes for the other stages' outputs."""
+        return self.node.over_encoded([child.plan().to_bytes() for child in self.children])
+
+    def lines(self) -> list[tuple[int, Tree]]:
+        """Every node with its depth, in the order of a display."""
+        return [(0, self)] + [
+            (depth + 1, tree) for child in self.children for depth, tree in child.lines()
+        ]
+
+    @property
+    def partitions(self) -> int:
+        """Output partitions. Raises ``TreeError`` for inputs that do not fit together."""
+        node = self.node
+        if self.own is not None:
+            return len(self.own)
+        if self.source is not None:
+            return _input_partitions(self.source)
+        if node.is_scan:
+            return node.file_groups
+        if node.kind == "memory_scan":
+            return len(node.memory_partitions)
+        counts = [child.partitions for child in self.children]
+        if node.kind in _ONE_PARTITION:
+            return 1
+        if node.is_hash_repartition:
+            return node.hash_partitions
+        if node.kind == "union":
+            return sum(counts)
+        if not counts:
+            return 1
+        if self.is_aligned and len(set(counts)) != 1:
+            raise TreeError(f"{self.name}: its inputs have {counts} partitions")
+        return counts[-1]
+
+    @property
+    def is_aligned(self) -> bool:
+        """Partition k of the node is made of partition k of every input."""
+        return self.node.is_partitioned_join or self.kind in {"interleave", "sort_merge_join"}
+
+    @property
+    def collects_left(self) -> bool:
+        """A join whose left side is one partition that meets all of the right side."""
+        if self.kind == "hash_join":
+            return not self.node.is_partitioned_join
+        return self.kind in {"cross_join", "nested_loop_join"}
+
+    @property
+    def emits_build_side(self) -> bool:
+        """A join that emits rows of its left side by themselves, or depends on all of the right."""
+        if self.kind not in {"hash_join", "nested_loop_join"}:
+            return False
+        return self.node.is_null_aware or self.node.join_type in _EMITS_BUILD_SIDE
+
+    @property
+    def needs_one_task(self) -> bool:
+        """Divided among tasks, some join here would emit a row more than once."""
+        return any(tree.collects_left and tree.emits_build_side for tree in self.walk())
+
+    def shared(self, share: Share) -> Tree | None:
+        """What a task with this share runs; ``None``: nothing.
+
+        Partitions that belong together stay together: equal counts are divided equally.
+        What has one partition is run by one task, and a broadcast is read by all.
+        """
+        node = self.node
+        if self.source is not None:
+            return self if self.source.boundary is Boundary.BROADCAST else self._sliced(share)
+        if node.is_scan or node.kind == "memory_scan":
+            return self._sliced(share)
+        if not self.children or node.kind in _ONE_PARTITION:
+            return self if share.of(1) else None
+        if node.kind == "union":
+            return self._shared_union(share)
+        if self.collects_left:
+            left, right = self.children
+            own = right.shared(share)
+            return None if own is None else self.over(left, own)
+        own_children = [child.shared(share) for child in self.children]
+        kept = [child for child in own_children if child is not None]
+        if not kept:
+            return None
+        if len(kept) != len(own_children):
+            raise TreeError(f"{self.name}: its inputs cannot be divided alike")
+        return self.over(*kept)
+
+    def _sliced(self, share: Share) -> Tree | None:
+        own = share.of(self.partitions)
+        if len(own) == self.partitions:
+            return self
+        if not own:
+            return None
+        if self.source is not None:
+            return replace(self, own=own)
+        if self.node.is_scan:
+            return replace(self, node=self.node.with_file_groups(own))
+        return replace(self, node=self.node.with_memory_partitions(own))
+
+    def _shared_union(self, share: Share) -> Tree | None:
+        kept = [own for child in self.children if (own := child.shared(share)) is not None]
+        if not kept:
+            return None
+        # A union of one is that one; DataFusion makes no such node.
+        return kept[0] if len(kept) == 1 else self.over(*kept)
+
+
+def _input_partitions(stage: Stage) -> int:
+    return 1 if stage.boundary is Boundary.BROADCAST else stage.tree.partitions
+
+
+def tree_of(plan: datafusion.ExecutionPlan, root: PlanNode) -> Tree:
+    """A decoded plan and its encoding as one tree. Raises ``TreeError`` where they differ."""
+    nodes, plans = root.children, plan.children()
+    line = plan.display().strip()
+    if len(nodes) != len(plans):
+        raise TreeError(f"{line.partition(':')[0]}: this kind of node is not distributed")
+    children = tuple(tree_of(below, node) for below, node in zip(plans, nodes, strict=True))
+    return Tree(root.bare(), line, children)
