@@ -6,50 +6,26 @@ query is made small by hypothesis, and reported with its tables and both plans.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import datafusion
 import pytest
 from hypothesis import given, reject, seed, settings
 
-from resolver import DefaultChannelResolver
-from resolver.distributed import (
-    DistributedPhysicalOptimizerRule,
-    DistributedPlan,
-    SessionContext,
-    SessionStateBuilder,
-    StaticWorkerResolver,
-    Worker,
-)
+from resolver.distributed import DistributedPlan, SessionContext
 from tests.support.answers import difference
+from tests.support.local_workers import BROADCASTS, DEFAULTS, SHUFFLES, LocalWorkers
 from tests.support.random_sql import Query, queries
 from tests.support.random_tables import SETS, TableSet
 
-HUGE = 1 << 40
-
-
-@dataclass(frozen=True)
-class Way:
-    """How a session distributes: DataFusion's options and the engine's own."""
-
-    settings: dict[str, str] = field(default_factory=dict)
-    options: dict[str, object] = field(default_factory=dict)
-
-
-SMALL_BATCHES = {"datafusion.execution.batch_size": "7"}
-EVERYWHERE = {"bytes_per_task": 0, "coordinator_threshold": 0}
 WAYS = {
-    "as it comes": Way(),
-    "shuffles": Way(SMALL_BATCHES, {**EVERYWHERE, "broadcast_threshold": 0}),
-    "broadcasts": Way(SMALL_BATCHES, {**EVERYWHERE, "broadcast_threshold": HUGE}),
-    "sort-merge joins": Way(
-        {
-            "datafusion.optimizer.prefer_hash_join": "false",
-            "datafusion.optimizer.repartition_file_min_size": "1",
-        },
-        {**EVERYWHERE, "compression": "lz4"},
+    "as it comes": DEFAULTS,
+    "shuffles": SHUFFLES.but(execution__batch_size=7),
+    "broadcasts": BROADCASTS.but(execution__batch_size=7),
+    "sort-merge joins": SHUFFLES.but(
+        optimizer__prefer_hash_join=False, optimizer__repartition_file_min_size=1
     ),
 }
 QUERIES_EACH = 520
@@ -69,40 +45,20 @@ class Engines:
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     folder = tmp_path_factory.mktemp("random")
     sets = [TableSet(number, folder / str(number)) for number in range(len(SETS))]
-    with contextlib.ExitStack() as stack:
-        workers = [
-            stack.enter_context(
-                Worker().into_flight_server(exchange_dir=tmp_path_factory.mktemp("exchange"))
-            )
-            for _ in range(3)
-        ]
-        resolver = stack.enter_context(DefaultChannelResolver())
-        sessions: dict[tuple[str, int], SessionContext] = {}
+    single = [
+        datafusion.SessionContext(datafusion.SessionConfig().with_target_partitions(2))
+        for _ in sets
+    ]
+    for tables, session in zip(sets, single, strict=True):
+        tables.register(session)
+    with LocalWorkers(3, folder) as workers:
 
+        @functools.cache
         def distributed(way: str, number: int) -> SessionContext:
-            if (way, number) not in sessions:
-                builder = (
-                    SessionStateBuilder()
-                    .with_options(WAYS[way].settings)
-                    .with_distributed_worker_resolver(
-                        StaticWorkerResolver([worker.url for worker in workers])
-                    )
-                    .with_physical_optimizer_rule(DistributedPhysicalOptimizerRule())
-                    .with_distributed_channel_resolver(resolver)
-                    .with_exchange_dir(folder)
-                )
-                session = SessionContext(builder.build())
-                sets[number].register(session)
-                sessions[way, number] = session
-            return sessions[way, number]
+            session = workers.session(WAYS[way])
+            sets[number].register(session)
+            return session
 
-        single = []
-        for tables in sets:
-            session = datafusion.SessionContext(
-                datafusion.SessionConfig().with_target_partitions(2)
-            )
-            tables.register(session)
-            single.append(session)
         yield Engines(sets, single, distributed)
 
 
