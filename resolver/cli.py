@@ -36,9 +36,9 @@ Distributed DataFusion over Arrow Flight workers.
 
 _DEMO = """\
 Makes TPC-H data with tpchgen-cli (once, then it is taken from a cache folder), starts
-worker processes, runs TPC-H queries 1 and 6 on them, and compares every row with
-single-node DataFusion. Prints how each query was staged, its result, both times, and
-what the channel resolvers of the coordinator and of the workers did.
+worker processes, runs seven TPC-H queries on them, joins included, and compares every
+row with single-node DataFusion. Prints how two of them were staged, all results and
+times, and what the channel resolvers of the coordinator and of the workers did.
 
 Exit code 0: all rows equal. 1: some differ.
 
@@ -189,6 +189,12 @@ def _add_sql(parser: argparse.ArgumentParser) -> None:
         default=100,
         help="rows of a printed table; all are counted (default: %(default)s)",
     )
+    add(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        default=sys.stderr.isatty(),
+        help="tell on stderr which stages and tasks have finished (default: on a terminal)",
+    )
     add("--token-file", metavar="FILE", type=Path, help="bearer token that the workers demand")
     add("--tls-root-certs", metavar="PEM", type=Path, help="who is trusted to be a worker")
     add("--tls-certificate", metavar="PEM", type=Path, help="certificate that workers demand")
@@ -266,6 +272,7 @@ def _sql(arguments: argparse.Namespace) -> int:
         output=arguments.output,
         output_file=arguments.output_file,
         max_rows=arguments.max_rows,
+        progress=arguments.progress,
     )
     try:
         sql.run(request)

@@ -1,4 +1,4 @@
-"""``python -m resolver demo``: two TPC-H queries on local workers, checked and explained.
+"""``python -m resolver demo``: TPC-H queries on local workers, checked and explained.
 
 Only shows what the package does; everything it calls is public, but for the statistics.
 """
@@ -12,20 +12,26 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 import datafusion
+import pyarrow as pa
 
 from resolver import DefaultChannelResolver
 
 from . import _tpch
+from ._calls import worker_info
 from ._cluster import LocalCluster
-from ._executor import worker_info
+from ._reported import start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    import pyarrow as pa
+    from ._dataframe import DataFrame
+    from ._report import RunReport
 
 __all__ = ["run"]
+
+_PRINTED: Final = (1, 3)
+"""The queries whose plans are printed: with one network boundary, and with several."""
 
 _STATISTICS: Final = ("hits", "misses", "waits", "connects", "connect_failures", "clients")
 
@@ -49,35 +55,46 @@ def run(*, scale_factor: str, workers: int, data_dir: Path | None) -> int:
         for session in (distributed, single):
             for table in _tpch.TABLES:
                 session.register_parquet(table, str(folder / table))
-        times, wrong = [], 0
+        lines, wrong = [], 0
         for number, query in _tpch.QUERIES.items():
             frame = distributed.sql(query)
-            print(f"\nTPC-H query {number}, staged:\n")
-            frame.explain()
-            print()
+            print(f"\nTPC-H query {number}{', staged:' if number in _PRINTED else ''}\n")
+            if number in _PRINTED:
+                frame.explain()
+                print()
             with _step("Running it on the workers") as spread:
-                answer = frame.to_arrow_table()
+                answer, report = _answer(frame)
             with _step("Running it on a single node") as alone:
                 expected = single.sql(query).to_arrow_table()
             print()
             datafusion.SessionContext().from_arrow(answer).show()
             equal = _rows(answer) == _rows(expected)
             wrong += not equal
-            times.append([f"query {number}", f"{spread[0]:.3f}", f"{alone[0]:.3f}", _word(equal)])
-        print("\nSeconds\n")
-        _table(["", "distributed", "single node", "rows"], times)
+            stages, tasks = ("-", "-") if report is None else (len(report.stages), report.tasks)
+            sent = 0 if report is None else report.fetched_bytes
+            line = [f"query {number}", stages, tasks, f"{sent / 1e6:.2f} MB"]
+            line += [f"{spread[0]:.3f} s", f"{alone[0]:.3f} s", _word(equal)]
+            lines.append([str(cell) for cell in line])
+        print("\nAll queries\n")
+        _table(["", "stages", "tasks", "sent", "distributed", "single node", "rows"], lines)
         print("\nResolver statistics\n")
         statistics = [["coordinator", *_figures(asdict(resolver.stats()))]]
         for url in cluster.get_urls():
             info = worker_info(resolver, url)
             statistics.append([f"worker {url}", *_figures(info["resolver_stats"])])
         _table(["", *(name.replace("_", " ") for name in _STATISTICS)], statistics)
-        print("\nThe workers of a single stage have nobody to call; theirs stay at zero.")
     if wrong:
-        print(f"\n{wrong} of {len(times)} queries gave wrong rows", file=sys.stderr)
+        print(f"\n{wrong} of {len(lines)} queries gave wrong rows", file=sys.stderr)
         return 1
     print("\nAll rows equal those of single-node DataFusion.")
     return 0
+
+
+def _answer(frame: DataFrame) -> tuple[pa.Table, RunReport | None]:
+    """The rows of a query, and how they were made."""
+    stream, report = start(frame)
+    batches = [batch.to_pyarrow() for batch in stream]
+    return pa.Table.from_batches(batches, None if batches else frame.schema()), report
 
 
 @contextlib.contextmanager

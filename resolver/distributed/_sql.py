@@ -21,6 +21,8 @@ from ._cluster import LocalCluster
 from ._named_tables import NamedTable
 from ._output import format_of, table_text, write
 from ._planner import DistributedPhysicalOptimizerRule
+from ._progress import ProgressLine
+from ._reported import start
 from ._session import SessionContext
 from ._state import SessionStateBuilder
 from ._statements import split
@@ -29,6 +31,8 @@ from ._worker_resolver import StaticWorkerResolver
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    import pyarrow as pa
 
     from ._dataframe import DataFrame
 
@@ -50,6 +54,7 @@ class Request:
     reaches. ``output``: one of ``_output.FORMATS``, or ``None`` for a printed table of
     at most ``max_rows`` rows. ``output_file``: ``None`` for stdout. ``mode``: "run",
     "explain" (print how it would run) or "analyze" (run it, print how it ran).
+    ``progress``: whether stderr tells which stages and tasks have finished.
     """
 
     query: str
@@ -60,6 +65,7 @@ class Request:
     output: str | None = None
     output_file: Path | None = None
     max_rows: int = 100
+    progress: bool = False
 
 
 def run(request: Request) -> None:
@@ -141,20 +147,27 @@ class _Runner:
         if self._kind is None:
             self._write_table(frame, started)
         else:
+            seekable = self._request.output_file is not None
             with self._sink() as sink:
-                batches = (batch.to_pyarrow() for batch in frame.execute_stream())
-                seekable = self._request.output_file is not None
-                write(self._kind, sink, frame.schema(), batches, seekable=seekable)
+                write(self._kind, sink, frame.schema(), self._batches(frame), seekable=seekable)
 
     def _write_table(self, frame: DataFrame, started: float) -> None:
         most = self._request.max_rows
-        batches = (batch.to_pyarrow() for batch in frame.execute_stream())
-        text, rows = table_text(frame.schema(), batches, most)
+        text, rows = table_text(frame.schema(), self._batches(frame), most)
         seconds = f"{time.perf_counter() - started:.3f} s"
         count = "1 row" if rows == 1 else f"{rows:,} rows"
         clipped = f", the first {most:,} shown" if rows > most else ""
         with self._sink() as sink:
             sink.write(f"{text}\n{count}{clipped} in {seconds}\n".encode())
+
+    def _batches(self, frame: DataFrame) -> Iterator[pa.RecordBatch]:
+        """The rows of ``frame``, its stages having run."""
+        if self._request.progress:
+            with ProgressLine(sys.stderr) as line:
+                stream, _ = start(frame, line)
+        else:
+            stream, _ = start(frame)
+        return (batch.to_pyarrow() for batch in stream)
 
     @contextlib.contextmanager
     def _sink(self) -> Iterator[IO[bytes]]:

@@ -1,0 +1,35 @@
+"""Running a query so that it can be followed: its rows, and the report of how it ran.
+
+For the command line and benchmarks; the ways of getting rows for everybody else are
+``DataFrame``'s.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import datafusion
+
+from ._dataframe import HeadStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._dataframe import DataFrame
+    from ._report import Progress, RunReport
+
+__all__ = ["start"]
+
+
+def start(
+    frame: DataFrame, progress: Callable[[Progress], object] | None = None
+) -> tuple[datafusion.RecordBatchStream, RunReport | None]:
+    """Run the stages of ``frame``; its rows, and how they were made.
+
+    ``progress`` may be called by several threads at once. No report:
+    the query runs on a single node, while its rows are read.
+    """
+    run = frame._session._start(frame, progress)
+    if run is None:
+        return datafusion.DataFrame.execute_stream(frame), None
+    return HeadStream(run, run.stream()), run.report
