@@ -196,8 +196,6 @@ def task_count(
     stage: Stage, measured: Mapping[int, Measured], options: DistributedOptions, workers: int
 ) -> int:
     """How many tasks a stage is worth, at most one per worker."""
-    if stage.tree.needs_one_task:
-        return 1
     nodes = [tree.node for tree in stage.tree.walk()]
     ranges = sum(node.file_ranges for node in nodes if node.is_scan)
     ranges += sum(len(node.memory_partitions) for node in nodes if node.kind == "memory_scan")
@@ -208,4 +206,4 @@ def task_count(
         worth = math.ceil(size / options.bytes_per_task)
     else:
         worth = workers
-    return max(1, min(worth, workers, stage.tree.partitions))
+    return max(1, min(worth, workers, stage.divisible))

@@ -23,6 +23,7 @@ from ._errors import DistributedError
 from ._inputs import Fetcher, InputLostError, scan_of_nothing, with_inputs
 from ._plan_proto import PlanNode
 from ._scheduler import Scheduler
+from ._task import plan_metrics
 from ._threads import call_all, call_interruptibly
 from ._tree import Boundary, Tree
 
@@ -69,6 +70,14 @@ class HeadRun:
         if plan.partition_count > 1:
             plan = self._decode(self._node.coalesced())
         return self._executed(plan, 0)
+
+    def analyze(self) -> RunReport:
+        """Read all rows, keep none, and return the report of the whole query."""
+        plan = self._decode(self._node.coalesced())
+        self.report.head_rows = sum(item.to_pyarrow().num_rows for item in self._executed(plan, 0))
+        # The head's own, below the coalesce that was put over it.
+        self.report.head_nodes = tuple(plan_metrics(plan))[1:]
+        return self.report
 
     def partition_streams(self) -> list[datafusion.RecordBatchStream]:
         """One stream per partition. Read them all, at the same time."""

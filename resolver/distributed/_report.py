@@ -103,6 +103,8 @@ class RunReport:
     decisions: dict[int, tuple[str, ...]] = field(default_factory=dict)
     retries: list[str] = field(default_factory=list)
     head: Tree | None = None
+    head_nodes: tuple[NodeMetrics, ...] | None = None
+    head_rows: int = 0
     head_fetched_bytes: int = 0
     planning_seconds: float = 0.0
     seconds: float = 0.0

@@ -7,6 +7,8 @@ its staged plan, and from that to rows; the cutting is ``_planner``'s, the runni
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import math
 import re
@@ -15,7 +17,12 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 import datafusion
+import pyarrow as pa
 
+from resolver._errors import ResolverError
+
+from ._analyzed import display_analyzed
+from ._calls import worker_info
 from ._dataframe import DataFrame, returns_frame
 from ._exchange import Exchange
 from ._executor import HeadRun, encoded_headers, run
@@ -26,16 +33,19 @@ from ._registered import ObjectStore, hand_over_functions
 from ._report import RunReport
 from ._settings import EXECUTION, PLANNING, derive_context, non_default_settings
 from ._sources import refused_source
-from ._stage import DistributedPlan, SingleNodePlan
+from ._stage import DEFAULT_WIDTH, DistributedPlan, SingleNodePlan
 from ._state import SessionState, SessionStateBuilder
 from ._workers import SlotCounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from ._report import Progress
 
 __all__ = ["SessionContext"]
+
+_SHOWN_STATISTICS: Final = ("hits", "misses", "waits", "connects", "connect_failures")
 
 _LOOKALIKES = "it may call a function that workers would take for DataFusion's own of that name"
 _RUNTIME: Final = (
@@ -161,6 +171,10 @@ class SessionContext(datafusion.SessionContext):
         mine = self._shared.stores
         return frozenset(store.url for store in self.state.stores if mine.get(store.url) == store)
 
+    def _exchange_path(self) -> Path:
+        """Where this session keeps files while a query runs. Gone when it closes or dies."""
+        return self._shared.exchange().path
+
     def _adopted(self, context: datafusion.SessionContext) -> SessionContext:
         """Another handle on this session, as one of ours."""
         handle = SessionContext.__new__(SessionContext)
@@ -198,6 +212,41 @@ class SessionContext(datafusion.SessionContext):
             names=frame.schema().names,
             report=report,
         )
+
+    def _analyzed(
+        self, frame: datafusion.DataFrame, width: int | None = DEFAULT_WIDTH
+    ) -> str | None:
+        """Run ``frame`` and show what it did; ``None``: it is not distributed."""
+        before = self._resolver_statistics()
+        run = self._start(frame)
+        if run is None:
+            return None
+        try:
+            report = run.analyze()
+        finally:
+            run.close()
+        after = self._resolver_statistics()
+        resolvers = {
+            process: {name: value - before[process].get(name, 0) for name, value in stats.items()}
+            for process, stats in after.items()
+            if process in before
+        }
+        return display_analyzed(report, resolvers=resolvers, width=width)
+
+    def _resolver_statistics(self) -> dict[str, dict[str, int]]:
+        """What the resolvers of this process and of the workers have done so far."""
+        resolver: Any = self.state.channel_resolver
+        found = {"the coordinator": resolver.stats()} if hasattr(resolver, "stats") else {}
+        statistics = {process: dataclasses.asdict(stats) for process, stats in found.items()}
+        worker_resolver = self.state.worker_resolver
+        for url in [] if worker_resolver is None else worker_resolver.get_urls():
+            with contextlib.suppress(ResolverError, pa.ArrowException, EOFError, ValueError):
+                info = worker_info(resolver, str(url), self.state.options.worker_timeout)
+                statistics[f"worker {url}"] = info["resolver_stats"]
+        return {
+            process: {name: stats[name] for name in _SHOWN_STATISTICS if name in stats}
+            for process, stats in statistics.items()
+        }
 
     def _distribute(
         self, frame: datafusion.DataFrame, headers: Mapping[str, str] | None = None

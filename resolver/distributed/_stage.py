@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from ._tree import Stage, Tree
     from ._workers import WorkerSlots
 
-__all__ = ["DEFAULT_WIDTH", "DistributedPlan", "SingleNodePlan", "box", "plan_lines"]
+__all__ = [
+    "DEFAULT_WIDTH",
+    "DistributedPlan",
+    "SingleNodePlan",
+    "box",
+    "clipped",
+    "count",
+    "node_line",
+    "plan_lines",
+]
 
 DEFAULT_WIDTH: Final = 110
 """Characters to which a line of the tree is clipped, unless told otherwise."""
@@ -64,10 +73,9 @@ class DistributedPlan:
         partitions = count(stage.tree.partitions, "partition")
         if stage.boundary is Boundary.HEAD:
             return f"Head stage ── coordinator ── {partitions}"
-        tasks = min(len(self.workers), stage.tree.partitions)
-        if stage.tree.needs_one_task or (tasks == 1 and not stage.tree.node.is_hash_repartition):
-            return f"Stage {stage.number} ── 1 task ── {partitions}"
-        return f"Stage {stage.number} ── up to {count(len(self.workers), 'task')} ── {partitions}"
+        tasks = min(len(self.workers), stage.divisible)
+        most = count(tasks, "task") if tasks == 1 else f"up to {tasks} tasks"
+        return f"Stage {stage.number} ── {most} ── {partitions}"
 
     def __str__(self) -> str:
         return self.display()

@@ -63,6 +63,14 @@ class Stage:
         """The stages that this one reads, from left to right."""
         return tuple(tree.source for tree in self.tree.walk() if tree.source is not None)
 
+    @property
+    def divisible(self) -> int:
+        """Among how many tasks it can be divided at most."""
+        if self.tree.needs_one_task:
+            return 1
+        top = self.tree
+        return (top.children[0] if top.node.is_hash_repartition else top).partitions
+
     def walk(self) -> Iterator[Stage]:
         """Yield the stage and all below it, consumers first."""
         yield self
