@@ -85,4 +85,6 @@ class LocalWorkers:
             .with_distributed_channel_resolver(self.resolver)
             .with_exchange_dir(self._folder)
         )
+        for name, value in way.options.items():
+            builder.with_distributed_option(name, value)
         return SessionContext(builder.build())
