@@ -2,32 +2,41 @@
 
 A partition is a short list of Arrow IPC files in the exchange directory of the process
 that holds it. Files outlive the task that wrote them and end with the query, so a
-consumer may read them twice. Nothing here runs plans or knows where a plan came from.
+consumer may read them twice; a query ends when it is released or when nobody has asked
+for it during its lease. Nothing here runs plans or knows where a plan came from.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import threading
 import time
-from collections import OrderedDict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
-import pyarrow as pa
-from pyarrow import flight
-
-from ._batches import cast_batch, has_dictionary
 from ._directory import LockedDirectory
-from ._wire import OutputKey, PartitionReport, PartitionTicket
+from ._partition import PartitionWriter, StoredPartition, read
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["Exchange", "PartitionWriter", "QueryReleasedError", "StoredPartition", "fetch"]
+    import pyarrow as pa
+
+    from ._wire import OutputKey, PartitionTicket
+
+__all__ = [
+    "Exchange",
+    "ExchangeFullError",
+    "PartitionWriter",
+    "QueryReleasedError",
+    "StoredPartition",
+    "read",
+]
 
 _REMEMBERED_RELEASES: Final = 4_096
 
@@ -36,68 +45,28 @@ class QueryReleasedError(Exception):
     """The query is over: its coordinator released it, or its worker is shutting down."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredPartition:
-    """One partition on disk. ``files`` is empty where there was no batch."""
-
-    files: tuple[Path, ...]
-    report: PartitionReport
-
-
-class PartitionWriter:
-    """Writes one partition as Arrow IPC files. For one thread.
-
-    Usually one file. An IPC file can hold only one dictionary per column, so a partition
-    with dictionary-encoded columns gets one file for every batch.
-    """
-
-    def __init__(self, directory: Path, partition: int, schema: pa.Schema) -> None:
-        self._stem = directory / str(partition)
-        self._schema = schema
-        self._one_batch_per_file = has_dictionary(schema)
-        self._files: list[Path] = []
-        self._writer: Any = None
-        self._rows = 0
-        self._batches = 0
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        """Append ``batch``, cast to the writer's schema."""
-        if self._writer is None or self._one_batch_per_file:
-            self.close()
-            path = self._stem.with_name(f"{self._stem.name}-{len(self._files)}.arrow")
-            self._writer = pa.ipc.new_file(str(path), self._schema)
-            self._files.append(path)
-        self._writer.write_batch(cast_batch(batch, self._schema))
-        self._rows += batch.num_rows
-        self._batches += 1
-
-    def finish(self) -> StoredPartition:
-        self.close()
-        size = sum(path.stat().st_size for path in self._files)
-        return StoredPartition(tuple(self._files), PartitionReport(self._rows, self._batches, size))
-
-    def close(self) -> None:
-        """Close the open file, if any. Idempotent; needed only when not finished."""
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
+class ExchangeFullError(Exception):
+    """The output of all queries together has come to ``exchange_quota``."""
 
 
 @dataclass(slots=True)
 class _Query:
-    """What is kept for one query. ``touched`` is a monotonic time in seconds."""
+    """What is kept for one query. ``lease`` is in seconds, ``until`` a monotonic time."""
 
     directory: Path
-    outputs: dict[OutputKey, tuple[StoredPartition, ...]]
-    running: int
-    touched: float
+    lease: float
+    until: float
+    outputs: dict[OutputKey, tuple[StoredPartition, ...]] = field(default_factory=dict)
+    charged: Counter[OutputKey] = field(default_factory=Counter)
+    running: int = 0
 
 
 class Exchange:
     """The stage outputs of one process, in a directory of its own. Thread-safe.
 
-    ``abandoned_after`` seconds after the last use of a query that nobody released, its
-    outputs are removed: a coordinator that vanished does not fill the disk.
+    ``quota`` limits all of them together, in bytes; ``None``: only the disk does. A
+    query that nobody released is over ``abandoned_after`` seconds after its last use,
+    or after the lease that ``touch()`` gave it; ``sweep()`` is what then ends it.
     """
 
     def __init__(
@@ -105,9 +74,14 @@ class Exchange:
         base: str | os.PathLike[str] | None = None,
         *,
         abandoned_after: float = 3_600.0,
+        quota: int | None = None,
     ) -> None:
+        if quota is not None and quota < 1:
+            raise ValueError(f"exchange_quota is {quota} bytes; it must be above 0, or None")
         self._directory = LockedDirectory("exchange", base)
         self._abandoned_after = abandoned_after
+        self._quota = quota
+        self._bytes = 0
         self._lock = threading.Lock()
         self._queries: dict[str, _Query] = {}
         self._released: OrderedDict[str, None] = OrderedDict()
@@ -118,6 +92,11 @@ class Exchange:
     def path(self) -> Path:
         return self._directory.path
 
+    @property
+    def bytes(self) -> int:
+        """What the tasks of all queries have been charged for, in bytes."""
+        return self._bytes
+
     @contextlib.contextmanager
     def task(self, key: OutputKey) -> Iterator[Path]:
         """A fresh directory for the output of ``key``, gone again if the body raises.
@@ -125,31 +104,28 @@ class Exchange:
         Raises ``QueryReleasedError`` when the query is already over: a request that was
         overtaken by the release must not leave anything behind.
         """
-        self.sweep()
         with self._lock:
-            self._refuse_released_locked(key.query)
-            directory = self.path / key.query
-            query = self._queries.setdefault(
-                key.query, _Query(directory, {}, running=0, touched=time.monotonic())
-            )
+            query = self._query_locked(key.query)
             if key in query.outputs:
                 raise FileExistsError(f"{key} has been written already")
-            output = directory / f"{key.stage}-{key.task}-{key.attempt}"
+            output = query.directory / f"{key.stage}-{key.task}-{key.attempt}"
             output.mkdir(parents=True)  # fails for a replayed request that is still running
             query.running += 1
         try:
             yield output
         except BaseException:
             shutil.rmtree(output, ignore_errors=True)
+            with self._lock:
+                self._bytes -= query.charged.pop(key, 0)
             raise
         finally:
             with self._lock:
                 query.running -= 1
-                query.touched = time.monotonic()
-                over = key.query not in self._queries
+                query.until = time.monotonic() + query.lease
+                over = self._queries.get(key.query) is not query
                 self._quiet.notify_all()
             if over:
-                shutil.rmtree(directory, ignore_errors=True)
+                shutil.rmtree(query.directory, ignore_errors=True)
 
     def publish(self, key: OutputKey, partitions: Sequence[StoredPartition]) -> None:
         """Make a finished task's output available to ``partition()``."""
@@ -164,8 +140,63 @@ class Exchange:
             partitions = () if query is None else query.outputs.get(ticket.output, ())
             if query is None or ticket.partition >= len(partitions):
                 raise KeyError(ticket)
-            query.touched = time.monotonic()
+            query.until = time.monotonic() + query.lease
             return partitions[ticket.partition]
+
+    def outputs(self) -> dict[OutputKey, tuple[StoredPartition, ...]]:
+        """Everything that ``partition()`` would find now."""
+        with self._lock:
+            return {
+                key: partitions
+                for query in self._queries.values()
+                for key, partitions in query.outputs.items()
+            }
+
+    def writer(
+        self,
+        key: OutputKey,
+        directory: Path,
+        partition: int,
+        schema: pa.Schema,
+        compression: str = "none",
+    ) -> PartitionWriter:
+        """A writer into ``directory``, of a task that runs, whose bytes ``key`` is charged."""
+        charge = functools.partial(self.charge, key)
+        return PartitionWriter(directory, partition, schema, compression=compression, charge=charge)
+
+    def charge(self, key: OutputKey, count: int) -> None:
+        """Count ``count`` more bytes on disk, or fewer, for the task ``key`` while it runs.
+
+        They are given back when the task fails and when its query ends. Raises
+        ``ExchangeFullError`` when all tasks together would hold more than the quota.
+        """
+        with self._lock:
+            query = self._queries.get(key.query)
+            if query is None:
+                raise QueryReleasedError(f"query {key.query} is over")
+            if count > 0 and self._quota is not None and self._bytes + count > self._quota:
+                raise ExchangeFullError(
+                    f"the exchange is full: {self._bytes:,} bytes of exchange_quota="
+                    f"{self._quota:,} are in use and {count:,} more are needed; raise the quota "
+                    "of the worker, add workers, or run fewer queries at once"
+                )
+            query.charged[key] += count
+            self._bytes += count
+
+    def touch(self, query: str, lease: float | None = None, *, ahead: float = 0.0) -> None:
+        """Keep ``query`` for its lease, and ``ahead`` seconds more, from now.
+
+        With ``lease``, in seconds, the query is kept from now on though nothing has been
+        written for it, and that is its lease. Raises ``KeyError`` for a query that is not
+        kept, ``QueryReleasedError`` for one that is over.
+        """
+        with self._lock:
+            if lease is None:
+                entry = self._queries[query]
+            else:
+                entry = self._query_locked(query)
+                entry.lease = lease
+            entry.until = time.monotonic() + entry.lease + ahead
 
     def check_running(self, query: str) -> None:
         """Raise ``QueryReleasedError`` once the query is over."""
@@ -178,27 +209,23 @@ class Exchange:
         Idempotent, and remembered, so that a task which arrives late is refused.
         """
         with self._lock:
-            self._released[query] = None
-            while len(self._released) > _REMEMBERED_RELEASES:
-                self._released.popitem(last=False)
-            entry = self._queries.pop(query, None)
+            entry = self._forget_locked(query)
         if entry is not None:
             shutil.rmtree(entry.directory, ignore_errors=True)
 
-    def sweep(self) -> None:
-        """Release the queries that nobody has used for ``abandoned_after`` seconds."""
-        oldest = time.monotonic() - self._abandoned_after
+    def sweep(self) -> list[str]:
+        """Release the queries whose lease has run out, running ones too; returns them."""
         with self._lock:
-            abandoned = [
-                name
-                for name, query in self._queries.items()
-                if query.running == 0 and query.touched <= oldest
-            ]
-        for name in abandoned:
-            self.release(name)
+            now = time.monotonic()
+            over = [name for name, query in self._queries.items() if query.until < now]
+            entries = [self._forget_locked(name) for name in over]
+        for entry in entries:
+            assert entry is not None
+            shutil.rmtree(entry.directory, ignore_errors=True)
+        return over
 
     def queries(self) -> int:
-        """How many queries have output here."""
+        """How many queries are kept here."""
         with self._lock:
             return len(self._queries)
 
@@ -217,38 +244,26 @@ class Exchange:
             self._quiet.wait_for(lambda: all(q.running == 0 for q in running), timeout)
         self._directory.close()
 
+    def _query_locked(self, name: str) -> _Query:
+        self._refuse_released_locked(name)
+        query = self._queries.get(name)
+        if query is None:
+            lease = self._abandoned_after
+            query = _Query(self.path / name, lease, time.monotonic() + lease)
+            self._queries[name] = query
+        return query
+
+    def _forget_locked(self, name: str) -> _Query | None:
+        self._released[name] = None
+        while len(self._released) > _REMEMBERED_RELEASES:
+            self._released.popitem(last=False)
+        query = self._queries.pop(name, None)
+        if query is not None:
+            # Cleared, so that a task which fails because of this gives nothing back twice.
+            self._bytes -= query.charged.total()
+            query.charged.clear()
+        return query
+
     def _refuse_released_locked(self, query: str) -> None:
         if self._closed or query in self._released:
             raise QueryReleasedError(f"query {query} is over")
-
-
-def read(partition: StoredPartition) -> Iterator[pa.RecordBatch]:
-    """The batches of a stored partition, memory-mapped, one at a time."""
-    for path in partition.files:
-        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
-            for index in range(reader.num_record_batches):
-                yield reader.get_batch(index)
-
-
-def fetch(
-    client: flight.FlightClient,
-    ticket: PartitionTicket,
-    expected: PartitionReport,
-    writer: PartitionWriter,
-) -> None:
-    """Copy a partition from the worker behind ``client`` into ``writer``.
-
-    Raises what Flight raises, and ``EOFError`` when fewer or more rows arrive than the
-    task reported: a stream that merely ended early must not become a shorter answer.
-    """
-    rows = 0
-    reader = client.do_get(flight.Ticket(ticket.to_bytes()))
-    try:
-        for chunk in reader:
-            rows += chunk.data.num_rows
-            writer.write(chunk.data)
-    except BaseException:
-        reader.cancel()
-        raise
-    if rows != expected.rows:
-        raise EOFError(f"received {rows} rows of a partition of {expected.rows}")

@@ -19,7 +19,7 @@ from resolver._urls import WorkerUrl, parse_worker_url
 from ._errors import InsecureListenError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = ["CallHeaders", "CallMiddleware", "Guard", "ListenAddress"]
 
@@ -71,23 +71,27 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
-    """A worker URL to listen on; port 0 asks for a free one."""
+    """A worker URL to listen on, and the one by which others reach it if that differs.
+
+    Port 0 asks for a free one, and in ``advertise`` means the one to listen on.
+    """
 
     url: WorkerUrl
     any_port: bool
+    advertise: WorkerUrl | None = None
+    advertises_any_port: bool = False
 
     @classmethod
-    def parse(cls, location: object, guard: Guard, *, insecure: bool = False) -> ListenAddress:
+    def parse(
+        cls, location: object, guard: Guard, *, insecure: bool = False, advertise: object = None
+    ) -> ListenAddress:
         """Check ``location`` against ``guard``.
 
-        Raises ``InvalidWorkerUrlError`` for what is not a worker URL and
-        ``InsecureListenError`` for an address that is not loopback and not guarded.
+        Raises ``InvalidWorkerUrlError`` for what is not a worker URL,
+        ``InsecureListenError`` for an address that is not loopback and not guarded, and
+        ``ValueError`` for one that nobody could call without ``advertise``.
         """
-        written = location.uri.decode() if isinstance(location, flight.Location) else str(location)
-        trimmed = written.rstrip("/")
-        any_port = trimmed.endswith(":0") and not trimmed.startswith("grpc+unix:")
-        # A worker URL has no port 0; only an address to listen on does.
-        url = parse_worker_url(f"{trimmed[:-1]}1" if any_port else location)
+        url, any_port = _parse(location)
         if url.is_tls and not guard.has_tls:
             raise InsecureListenError(
                 f"{url.key} means TLS: give tls_certificate and tls_key", url=url.key
@@ -99,7 +103,23 @@ class ListenAddress:
                 "listen on 127.0.0.1, or say insecure=True on a network you trust",
                 url=url.key,
             )
-        return cls(url, any_port)
+        if advertise is None:
+            if _is_wildcard(url):
+                raise ValueError(
+                    f"{url.key} stands for all addresses of this machine, and none that others "
+                    "could call: say by which URL they reach this worker, "
+                    "advertise='grpc://HOST:PORT' (--advertise)"
+                )
+            return cls(url, any_port)
+        advertised, advertises_any_port = _parse(advertise)
+        if _is_wildcard(advertised):
+            raise ValueError(f"{advertised.key} cannot be called, so it cannot be advertised")
+        if advertised.is_tls != guard.has_tls:
+            raise ValueError(
+                f"{advertised.key} is advertised, but this worker "
+                f"{'speaks' if guard.has_tls else 'does not speak'} TLS"
+            )
+        return cls(url, any_port, advertised, advertises_any_port)
 
     def flight_location(self, guard: Guard) -> str:
         """What ``FlightServerBase`` listens on."""
@@ -113,15 +133,34 @@ class ListenAddress:
         return parse_worker_url(self.worker_url(port, guard)).location
 
     def worker_url(self, port: int, guard: Guard) -> str:
-        """The canonical URL of a server that got ``port``."""
-        if not self.url.host:
+        """The canonical URL, for others, of a server that got ``port``."""
+        if self.advertise is not None and not self.advertises_any_port:
+            return self.advertise.key
+        host = (self.advertise or self.url).host
+        if not host:
             return self.url.key
         scheme = "https" if guard.has_tls else "http"
-        return parse_worker_url(f"{scheme}://{_bracketed(self.url.host)}:{port}").key
+        return parse_worker_url(f"{scheme}://{_bracketed(host)}:{port}").key
 
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def _parse(location: object) -> tuple[WorkerUrl, bool]:
+    """The worker URL, and whether its port was 0."""
+    written = location.uri.decode() if isinstance(location, flight.Location) else str(location)
+    trimmed = written.rstrip("/")
+    any_port = trimmed.endswith(":0") and not trimmed.startswith("grpc+unix:")
+    # A worker URL has no port 0; only an address to listen on does.
+    return parse_worker_url(f"{trimmed[:-1]}1" if any_port else location), any_port
+
+
+def _is_wildcard(url: WorkerUrl) -> bool:
+    try:
+        return ipaddress.ip_address(url.host.strip("[]")).is_unspecified
+    except ValueError:
+        return False
 
 
 def _is_loopback(url: WorkerUrl) -> bool:
@@ -134,10 +173,27 @@ def _is_loopback(url: WorkerUrl) -> bool:
 
 
 class CallHeaders(flight.ServerMiddleware):  # type: ignore[misc]  # pyarrow has no types
-    """The headers of one call, lower-case names, without the authorization."""
+    """The headers of one call, lower-case names, without the authorization.
 
-    def __init__(self, headers: Mapping[str, str]) -> None:
-        self.headers = headers
+    ``headers`` are those with text values, the last one of each name.
+    """
+
+    def __init__(self, headers: Mapping[str, Sequence[str | bytes]]) -> None:
+        super().__init__()
+        self._all = headers
+        self.headers: Mapping[str, str] = {
+            name: values[-1]
+            for name, values in headers.items()
+            if values and isinstance(values[-1], str)
+        }
+
+    def named(self, names: Iterable[str]) -> list[tuple[bytes, bytes]]:
+        """The headers of these names as a call of our own takes them, repeated ones too."""
+        return [
+            (name.encode(), _bytes(value))
+            for name in dict.fromkeys(map(str.lower, names))
+            for value in self._all.get(name, ())
+        ]
 
 
 class CallMiddleware(flight.ServerMiddlewareFactory):  # type: ignore[misc]  # as above
@@ -154,9 +210,9 @@ class CallMiddleware(flight.ServerMiddlewareFactory):  # type: ignore[misc]  # a
                 raise flight.FlightUnauthenticatedError("a valid bearer token is required")
         return CallHeaders(
             {
-                name.lower(): values[-1]
+                name.lower(): values
                 for name, values in headers.items()
-                if values and isinstance(values[-1], str) and name.lower() != _AUTHORIZATION
+                if name.lower() != _AUTHORIZATION
             }
         )
 

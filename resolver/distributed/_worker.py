@@ -1,40 +1,34 @@
 """Worker: answers Flight calls by running the tasks of distributed queries.
 
-Holds the session builder and turns each call's request into a session; the running
-itself is ``_task``'s, the files are ``_exchange``'s, who may call is ``_listen``'s.
+Holds what a worker is made with and the life of its server. The calls themselves are
+``_flight_server``'s, the files are ``_exchange``'s, who may call is ``_listen``'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
 import inspect
-import json
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, Self
+from typing import Final, Self
 
 import pyarrow as pa
-from pyarrow import flight
 
-from . import _wire
-from ._exchange import Exchange, QueryReleasedError, StoredPartition, read
-from ._listen import CALL_MIDDLEWARE, Guard, ListenAddress
-from ._settings import EXECUTION, check_travelled, derive_context
+from resolver._flight import FlightConnector
+from resolver._resolver import ChannelResolver, DefaultChannelResolver
+
+from ._exchange import Exchange
+from ._flight_server import FlightServer
+from ._listen import Guard, ListenAddress
 from ._state import SessionState, SessionStateBuilder
-from ._task import InvalidPlanError, run_task
+from ._task_pool import TaskPool
 
 __all__ = ["Worker", "WorkerQueryContext", "WorkerServer"]
 
-_ACTIONS: Final = [
-    (_wire.EXECUTE_TASK, "Run a task; answers with its report when the output is ready."),
-    (_wire.RELEASE_QUERY, "End a query: stop its tasks, remove its output."),
-    (_wire.WORKER_INFO, "Process, uptime and resolver statistics, as JSON."),
-]
+_DRAIN_POLL: Final = 0.05  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,29 +54,71 @@ class Worker:
     """Runs tasks for coordinators. ``Worker()`` uses default sessions.
 
     ``allow_python_udfs=True`` lets plan bytes bring pickled Python functions, which is
-    letting every caller run code here.
+    letting every caller run code here. ``exchange_quota`` limits the stage output that
+    is kept, in bytes; a query that needs more fails, and the worker lives on. ``None``:
+    only the disk is the limit.
     """
 
     def __init__(
-        self, session_builder: SessionBuilder | None = None, *, allow_python_udfs: bool = False
+        self,
+        session_builder: SessionBuilder | None = None,
+        *,
+        allow_python_udfs: bool = False,
+        exchange_quota: int | None = None,
     ) -> None:
+        if exchange_quota is not None and exchange_quota < 1:
+            raise ValueError(f"exchange_quota is {exchange_quota} bytes; say None for no limit")
         self._session_builder = session_builder or _default_session
         self.allow_python_udfs: Final = allow_python_udfs
+        self.exchange_quota: Final = exchange_quota
+        self.version = ""
+        self.slots = _usable_cpus()
 
     @classmethod
     def from_session_builder(
-        cls, session_builder: SessionBuilder, *, allow_python_udfs: bool = False
+        cls,
+        session_builder: SessionBuilder,
+        *,
+        allow_python_udfs: bool = False,
+        exchange_quota: int | None = None,
     ) -> Worker:
         """A worker whose sessions come from ``session_builder``.
 
-        It is called for every task, on the thread that runs it and possibly on several
-        at once, with a ``WorkerQueryContext``; it may be an ``async`` function.
+        It is called once per query, on the thread of the query's first task here, with a
+        ``WorkerQueryContext``; for several queries possibly at once. It may be an
+        ``async`` function.
         """
-        return cls(session_builder, allow_python_udfs=allow_python_udfs)
+        return cls(
+            session_builder, allow_python_udfs=allow_python_udfs, exchange_quota=exchange_quota
+        )
 
-    def build_session(self, headers: Mapping[str, str]) -> SessionState:
-        """The session of one task. Raises what the builder raises, or ``TypeError``."""
-        built = self._session_builder(WorkerQueryContext(SessionStateBuilder(), headers))
+    def with_version(self, version: str) -> Self:
+        """What ``worker_info`` calls the version of this worker, such as a build's name."""
+        self.version = version
+        return self
+
+    def with_slots(self, slots: int) -> Self:
+        """How many tasks run at once; more wait their turn.
+
+        Default: the number of CPUs that this process may use. Takes effect with the
+        next ``into_flight_server()``.
+        """
+        if slots < 1:
+            raise ValueError(f"a worker of {slots} slots; it needs at least 1")
+        self.slots = slots
+        return self
+
+    def build_session(
+        self, headers: Mapping[str, str], channel_resolver: ChannelResolver | None = None
+    ) -> SessionState:
+        """The session of one query. Raises what the builder raises, or ``TypeError``.
+
+        ``channel_resolver`` is the session's unless the builder registers another one.
+        """
+        builder = SessionStateBuilder()
+        if channel_resolver is not None:
+            builder.with_distributed_channel_resolver(channel_resolver)
+        built = self._session_builder(WorkerQueryContext(builder, headers))
         if inspect.isawaitable(built):
             built = asyncio.run(_await(built))
         if not isinstance(built, SessionState):
@@ -97,6 +133,7 @@ class Worker:
         location: object = "grpc://127.0.0.1:0",
         *,
         exchange_dir: str | os.PathLike[str] | None = None,
+        advertise: object = None,
         tls_certificate: bytes | None = None,
         tls_key: bytes | None = None,
         client_ca: bytes | None = None,
@@ -108,13 +145,27 @@ class Worker:
         Calls are answered from now on. Loopback by default; any other address needs
         ``tls_certificate`` and ``tls_key`` (PEM bytes) with ``token`` or ``client_ca``,
         or ``insecure=True``. Output goes to a directory of its own under
-        ``exchange_dir`` (the system's temporary directory). Raises
-        ``InvalidWorkerUrlError``, ``InsecureListenError``, or ``OSError`` when the
-        address cannot be listened on.
+        ``exchange_dir`` (the system's temporary directory).
+
+        ``advertise`` is the worker URL by which others reach this worker (port 0: the
+        one it listens on). It is needed for an address such as ``0.0.0.0``, which stands
+        for all of this machine's and is nobody's URL.
+
+        With a ``token``, sessions of this worker also send it to the workers that they
+        call, unless the session builder registers a channel resolver of its own.
+
+        Raises ``InvalidWorkerUrlError``, ``InsecureListenError``, ``ValueError``, or
+        ``OSError`` when the address cannot be listened on.
         """
         guard = Guard(tls_certificate, tls_key, client_ca, token)
-        address = ListenAddress.parse(location, guard, insecure=insecure)
-        return WorkerServer(self, address, guard, Exchange(exchange_dir))
+        address = ListenAddress.parse(location, guard, insecure=insecure, advertise=advertise)
+        return WorkerServer(self, address, guard, Exchange(exchange_dir, quota=self.exchange_quota))
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 async def _await(built: Awaitable[SessionState]) -> SessionState:
@@ -133,9 +184,19 @@ class WorkerServer:
         self, worker: Worker, address: ListenAddress, guard: Guard, exchange: Exchange
     ) -> None:
         self._exchange = exchange
+        self._pool: TaskPool[bytes] = TaskPool(worker.slots)
+        self._own_resolver: DefaultChannelResolver | None = None
+        if guard.token is not None:
+            headers = {"authorization": f"Bearer {guard.token}"}
+            self._own_resolver = DefaultChannelResolver(FlightConnector(headers=headers))
         try:
-            self._flight = _FlightServer(
-                worker, exchange, address.flight_location(guard), guard.server_options()
+            self._flight = FlightServer(
+                worker,
+                exchange,
+                self._pool,
+                address.flight_location(guard),
+                guard.server_options(),
+                channel_resolver=self._own_resolver,
             )
         except pa.ArrowException as error:
             exchange.close()
@@ -145,21 +206,47 @@ class WorkerServer:
         self.port: Final[int] = self._flight.port
         self.url: Final[str] = address.worker_url(self.port, guard)
         self.location: Final[str] = address.located(self.port, guard)
+        self._flight.announced_location = self.location
         self._stopping = threading.Lock()
-        self._stopped = False
+        self._stopped = threading.Event()
+        self._hurry = threading.Event()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no task runs or waits here and no query has output here."""
+        return not (self._pool.running or self._pool.queued or self._exchange.queries())
 
     def serve(self) -> None:
         """Answer calls until ``shutdown()``."""
         self._flight.wait()
 
-    def shutdown(self) -> None:
-        """Stop: end running tasks, refuse new ones, remove all output. Idempotent."""
+    def start_draining(self) -> None:
+        """Refuse new tasks, with an error that says to run them elsewhere. Returns at once."""
+        self._flight.is_draining = True
+
+    def shutdown(self, drain: float = 0.0) -> None:
+        """Stop: end running tasks, refuse new ones, remove all output. Idempotent.
+
+        For up to ``drain`` seconds before that, running tasks may finish and their
+        output be fetched, while new tasks are refused; until no query needs this worker.
+        A call from another thread with ``drain=0`` ends such a wait.
+        """
+        self.start_draining()
+        if drain:
+            deadline = time.monotonic() + drain
+            while not self.is_idle and time.monotonic() < deadline:
+                if self._hurry.wait(_DRAIN_POLL):
+                    break
+        self._hurry.set()
         with self._stopping:
-            if self._stopped:
+            if self._stopped.is_set():
                 return
-            self._stopped = True
+            self._stopped.set()
+            self._pool.close()
             self._exchange.close()
-            self._flight.shutdown()
+            self._flight.stop()
+            if self._own_resolver is not None:
+                self._own_resolver.close()
 
     def __enter__(self) -> Self:
         return self
@@ -169,114 +256,3 @@ class WorkerServer:
 
     def __repr__(self) -> str:
         return f"WorkerServer({self.url!r})"
-
-
-class _FlightServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has no types
-    def __init__(
-        self, worker: Worker, exchange: Exchange, location: str, options: Mapping[str, Any]
-    ) -> None:
-        super().__init__(location, **options)
-        self._worker = worker
-        self._exchange = exchange
-        self._started = time.monotonic()
-        self._last_session: SessionState | None = None
-
-    def list_actions(self, _context: flight.ServerCallContext) -> list[tuple[str, str]]:
-        return _ACTIONS
-
-    def do_action(
-        self, context: flight.ServerCallContext, action: flight.Action
-    ) -> list[flight.Result]:
-        handlers: dict[str, Callable[[flight.ServerCallContext, bytes], bytes]] = {
-            _wire.EXECUTE_TASK: self._execute_task,
-            _wire.RELEASE_QUERY: self._release_query,
-            _wire.WORKER_INFO: self._worker_info,
-        }
-        with _answering():
-            handler = handlers.get(action.type)
-            if handler is None:
-                raise _wire.WireError(
-                    f"no such action; this worker answers {', '.join(sorted(handlers))}"
-                )
-            return [flight.Result(handler(context, action.body.to_pybytes()))]
-
-    def do_get(
-        self, _context: flight.ServerCallContext, ticket: flight.Ticket
-    ) -> flight.FlightDataStream:
-        with _answering():
-            stored = self._exchange.partition(_wire.PartitionTicket.parse(ticket.ticket))
-            reader = pa.RecordBatchReader.from_batches(_stored_schema(stored), _checked(stored))
-            # Not a GeneratorStream: that one sends no dictionaries.
-            return flight.RecordBatchStream(reader)
-
-    def _execute_task(self, context: flight.ServerCallContext, body: bytes) -> bytes:
-        request = _wire.TaskRequest.parse(body)
-        headers = context.get_middleware(CALL_MIDDLEWARE).headers
-        state = self._last_session = self._worker.build_session(headers)
-        try:
-            check_travelled(request.settings)
-            session = derive_context(
-                state.new_context(), {**request.settings, **EXECUTION}, state.runtime
-            )
-        except ValueError as error:
-            raise _wire.WireError(f"unusable settings: {error}") from error
-        report = run_task(
-            request,
-            session,
-            self._exchange,
-            context.is_cancelled,
-            allow_python_udfs=self._worker.allow_python_udfs,
-        )
-        return report.to_bytes()
-
-    def _release_query(self, _context: flight.ServerCallContext, body: bytes) -> bytes:
-        self._exchange.release(_wire.parse_query_id(body))
-        return b""
-
-    def _worker_info(self, _context: flight.ServerCallContext, _body: bytes) -> bytes:
-        if self._last_session is None:
-            self._last_session = self._worker.build_session({})
-        resolver: Any = self._last_session.channel_resolver
-        stats = resolver.stats() if hasattr(resolver, "stats") else None
-        info = {
-            "pid": os.getpid(),
-            "uptime": time.monotonic() - self._started,
-            "queries": self._exchange.queries(),
-            "resolver": type(resolver).__name__,
-            "resolver_stats": dataclasses.asdict(stats) if stats is not None else {},
-        }
-        return json.dumps(info).encode()
-
-
-def _stored_schema(stored: StoredPartition) -> pa.Schema:
-    if not stored.files:
-        return pa.schema([])
-    with pa.memory_map(str(stored.files[0])) as source, pa.ipc.open_file(source) as reader:
-        return reader.schema
-
-
-def _checked(stored: StoredPartition) -> Iterator[pa.RecordBatch]:
-    with _answering():
-        yield from read(stored)
-
-
-@contextlib.contextmanager
-def _answering() -> Iterator[None]:
-    """Turn whatever goes wrong into the Flight error that says so, and keep serving."""
-    try:
-        yield
-    except (GeneratorExit, flight.FlightError):
-        raise
-    except (_wire.WireError, InvalidPlanError, FileExistsError) as error:
-        raise pa.ArrowInvalid(str(error)) from None
-    except KeyError:
-        raise pa.ArrowKeyError("this worker does not hold that output") from None
-    except QueryReleasedError as error:
-        raise flight.FlightCancelledError(str(error)) from None
-    except BaseException as error:  # noqa: BLE001  # a Rust panic is one
-        _fail(error)
-
-
-def _fail(error: BaseException) -> NoReturn:
-    text = str(error) or type(error).__name__
-    raise flight.FlightServerError(text) from None

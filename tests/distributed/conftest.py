@@ -15,7 +15,7 @@ import datafusion
 import pyarrow.flight as flight
 import pytest
 
-from resolver.distributed import LocalCluster, SessionContext, Worker, _worker
+from resolver.distributed import LocalCluster, SessionContext, Worker, _flight_server
 from resolver.distributed._settings import EXECUTION, PLANNING
 from tests.support.distributed import TABLES, DirectResolver, configured
 
@@ -35,7 +35,8 @@ def measured() -> None:
         return wrapper
 
     for name in ("do_action", "do_get", "list_actions"):
-        setattr(_worker._FlightServer, name, traced(getattr(_worker._FlightServer, name)))
+        server = _flight_server.FlightServer
+        setattr(server, name, traced(getattr(server, name)))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,13 @@ import pyarrow as pa
 import pytest
 
 from resolver.distributed._directory import LockedDirectory
-from resolver.distributed._exchange import Exchange, PartitionWriter, QueryReleasedError, read
+from resolver.distributed._exchange import (
+    Exchange,
+    ExchangeFullError,
+    PartitionWriter,
+    QueryReleasedError,
+    read,
+)
 from resolver.distributed._wire import OutputKey, PartitionTicket
 from tests.support.distributed import eventually, names
 
@@ -135,14 +141,147 @@ def test_the_memory_of_released_queries_is_bounded(exchange, monkeypatch):
         exchange.check_running(names[2])
 
 
-def test_abandoned_output_is_swept_and_used_output_is_not(tmp_path):
+def test_a_lease_that_has_run_out_ends_a_query_its_running_tasks_included(exchange):
+    store(exchange, KEY, pa.record_batch({"a": [1]}))
+    assert exchange.sweep() == []
+    with exchange.task(OutputKey(QUERY, 1, 1, 0)):
+        exchange.touch(QUERY, 0.0)
+        exchange.touch("1" * 32, 60.0)
+        eventually(lambda: exchange.sweep() == [QUERY])
+        with pytest.raises(QueryReleasedError):
+            exchange.check_running(QUERY)
+    assert exchange.queries() == 1
+    assert names(exchange.path) == [".lock"]
+
+
+def test_using_a_query_keeps_it(exchange):
+    exchange.touch(QUERY, 0.0, ahead=60.0)
+    assert exchange.sweep() == []
+    exchange.touch(QUERY, 60.0)
+    exchange.touch(QUERY)
+    assert exchange.sweep() == []
+
+
+def test_only_with_a_lease_is_a_query_kept_before_it_wrote_anything(exchange):
+    with pytest.raises(KeyError):
+        exchange.touch(QUERY)
+    exchange.touch(QUERY, 60.0)
+    exchange.release(QUERY)
+    for lease in (None, 60.0):
+        with pytest.raises((KeyError, QueryReleasedError)):
+            exchange.touch(QUERY, lease)
+    assert exchange.queries() == 0
+
+
+def test_abandoned_output_of_a_session_is_swept_too(tmp_path):
     exchange = Exchange(tmp_path, abandoned_after=0.0)
     store(exchange, KEY, pa.record_batch({"a": [1]}))
-    with exchange.task(OutputKey("1" * 32, 1, 0, 0)):
-        assert exchange.queries() == 1, "the abandoned query is still there, or the running is not"
-        exchange.sweep()
-        assert exchange.queries() == 1
+    eventually(exchange.sweep)
+    assert names(exchange.path) == [".lock"]
     exchange.close()
+
+
+def charged(exchange, key, directory, partition=0, rows=1_000, compression="none"):
+    batch = pa.record_batch({"a": range(rows)})
+    writer = exchange.writer(key, directory, partition, batch.schema, compression)
+    try:
+        writer.write(batch)
+        return writer.finish()
+    finally:
+        writer.close()
+
+
+def test_bytes_are_counted_while_they_are_written_and_until_the_query_ends(exchange):
+    with exchange.task(KEY) as directory:
+        stored = charged(exchange, KEY, directory)
+        assert exchange.bytes == stored.report.bytes == stored.files[0].stat().st_size
+        exchange.publish(KEY, [stored])
+    assert exchange.bytes > 8_000
+    exchange.release(QUERY)
+    assert exchange.bytes == 0
+
+
+def test_bytes_of_many_files_are_counted_with_their_footers(exchange):
+    batch = pa.record_batch({"d": pa.array(["a", "b"]).dictionary_encode()})
+    with exchange.task(KEY) as directory:
+        writer = exchange.writer(KEY, directory, 0, batch.schema)
+        for _ in range(3):
+            writer.write(batch)
+        stored = writer.finish()
+        on_disk = sum(path.stat().st_size for path in stored.files)
+        assert exchange.bytes == stored.report.bytes == on_disk
+
+
+def test_bytes_of_a_failed_task_are_given_back(exchange):
+    with pytest.raises(ZeroDivisionError), exchange.task(KEY) as directory:
+        charged(exchange, KEY, directory)
+        raise ZeroDivisionError
+    assert exchange.bytes == 0
+    with pytest.raises(ZeroDivisionError), exchange.task(KEY) as directory:
+        charged(exchange, KEY, directory)
+        exchange.release(QUERY)
+        raise ZeroDivisionError
+    assert exchange.bytes == 0
+
+
+def test_what_was_fetched_may_be_given_back_before_the_query_ends(exchange):
+    with exchange.task(KEY):
+        exchange.charge(KEY, 1_000)
+        exchange.charge(KEY, -1_000)
+        assert exchange.bytes == 0
+    with pytest.raises(QueryReleasedError):
+        exchange.charge(OutputKey("1" * 32, 1, 0, 0), 1)
+
+
+def test_a_full_exchange_refuses_one_query_and_serves_the_next(tmp_path):
+    other = OutputKey("1" * 32, 1, 0, 0)
+    exchange = Exchange(tmp_path, quota=20_000)
+    store(exchange, KEY, pa.record_batch({"a": [1]}))
+    with (
+        pytest.raises(ExchangeFullError, match="of exchange_quota=20,000"),
+        exchange.task(other) as directory,
+    ):
+        charged(exchange, other, directory, 0)
+        charged(exchange, other, directory, 1, rows=2_000)
+    assert exchange.bytes == 0
+    assert not directory.exists()
+    assert list(read(exchange.partition(PartitionTicket(KEY, 0))))
+    with exchange.task(OutputKey("2" * 32, 1, 0, 0)) as directory:
+        charged(exchange, OutputKey("2" * 32, 1, 0, 0), directory, rows=2_000)
+    exchange.close()
+
+
+def test_a_quota_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="exchange_quota"):
+        Exchange(tmp_path, quota=0)
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_compressed_output_is_smaller_and_the_same(exchange, compression):
+    with exchange.task(KEY) as directory:
+        plain = charged(exchange, KEY, directory, 0)
+        small = charged(exchange, KEY, directory, 1, compression=compression)
+    assert small.report.bytes < plain.report.bytes
+    assert list(read(small)) == list(read(plain))
+    assert small.compression == compression
+
+
+@pytest.mark.parametrize("array", [pa.array, lambda values: pa.array(values).dictionary_encode()])
+def test_a_partition_is_read_in_pieces(exchange, array):
+    batches = [pa.record_batch({"a": array([n] * 10)}) for n in range(5)]
+    size = batches[0].get_total_buffer_size()
+    with exchange.task(KEY) as directory:
+        writer = PartitionWriter(directory, 0, batches[0].schema)
+        for batch in batches:
+            writer.write(batch)
+        stored = writer.finish()
+    values = [batch.to_pylist() for batch in batches]
+    assert [b.to_pylist() for b in read(stored)] == values
+    assert [b.to_pylist() for b in read(stored, 3)] == values[3:]
+    assert [b.to_pylist() for b in read(stored, 1, limit=1)] == values[1:2]
+    assert 1 < len(list(read(stored, 1, limit=4 * size))) < 5
+    assert list(read(stored, 5)) == []
+    assert list(read(stored, 1 << 40)) == []
 
 
 def test_closing_waits_for_running_tasks_and_removes_everything(tmp_path):

@@ -13,12 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from resolver import DefaultChannelResolver, default_channel_resolver
-from resolver.distributed import SessionState, Worker, WorkerQueryContext, _task, _worker
-from resolver.distributed._executor import _act, worker_info
+from resolver.distributed import SessionState, Worker, WorkerQueryContext, _flight_server
+from resolver.distributed._calls import worker_info
 from resolver.distributed._wire import (
+    AWAIT_TASK,
     EXECUTE_TASK,
     RELEASE_QUERY,
     WORKER_INFO,
+    AwaitRequest,
     OutputKey,
     PartitionTicket,
     TaskReport,
@@ -35,8 +37,19 @@ def request(planning, query, key=KEY, settings=None):
     return TaskRequest(key, plan, settings or {}).to_bytes()
 
 
-def execute(client, body):
-    return TaskReport.parse(_act(client, EXECUTE_TASK, body))
+def act(client, action, body=b"", options=None):
+    """The one result of an action."""
+    (result,) = client.do_action(flight.Action(action, body), options)
+    return result.body.to_pybytes()
+
+
+def execute(client, body, options=None):
+    """Start a task and wait for it, as a coordinator does."""
+    answer = act(client, EXECUTE_TASK, body, options)
+    while not answer:
+        key = TaskRequest.parse(body).output
+        answer = act(client, AWAIT_TASK, AwaitRequest(key, 1.0).to_bytes())
+    return TaskReport.parse(answer)
 
 
 def test_a_task_runs_and_its_output_is_served_and_released(client, server, planning, single):
@@ -48,7 +61,7 @@ def test_a_task_runs_and_its_output_is_served_and_released(client, server, plann
     ]
     assert [table.num_rows for table in tables] == [p.rows for p in report.partitions]
     assert rows(pa.concat_tables(tables)) == rows(single.sql(query).to_arrow_table())
-    assert _act(client, RELEASE_QUERY, QUERY.encode()) == b""
+    assert act(client, RELEASE_QUERY, QUERY.encode()) == b""
     with pytest.raises(pa.ArrowKeyError, match="does not hold"):
         client.do_get(flight.Ticket(PartitionTicket(KEY, 0).to_bytes())).read_all()
 
@@ -85,7 +98,7 @@ def test_settings_of_the_query_reach_the_plan(client, planning):
 def test_garbage_is_an_invalid_argument(client, action, body):
     with pytest.raises(pa.ArrowInvalid):
         list(client.do_action(flight.Action(action, body)))
-    assert len(client.list_actions()) == 3
+    assert len(client.list_actions()) == 6
 
 
 @pytest.mark.parametrize(
@@ -102,7 +115,7 @@ def test_garbage_is_an_invalid_argument(client, action, body):
 def test_a_garbage_ticket_is_an_invalid_argument(client, ticket):
     with pytest.raises(pa.ArrowInvalid):
         client.do_get(flight.Ticket(ticket)).read_all()
-    assert len(client.list_actions()) == 3
+    assert len(client.list_actions()) == 6
 
 
 @settings(
@@ -139,8 +152,8 @@ def test_damaged_plans_never_harm_a_worker(client, planning, position, byte, cut
     except (pa.ArrowInvalid, flight.FlightServerError):
         pass
     finally:
-        _act(client, RELEASE_QUERY, key.query.encode())
-    assert len(client.list_actions()) == 3
+        act(client, RELEASE_QUERY, key.query.encode())
+    assert len(client.list_actions()) == 6
 
 
 def test_a_replayed_request_is_an_invalid_argument(client, planning):
@@ -151,7 +164,7 @@ def test_a_replayed_request_is_an_invalid_argument(client, planning):
 
 
 def test_a_request_after_the_release_is_cancelled(client, planning):
-    _act(client, RELEASE_QUERY, QUERY.encode())
+    act(client, RELEASE_QUERY, QUERY.encode())
     with pytest.raises(flight.FlightCancelledError):
         execute(client, request(planning, "SELECT l_tax FROM lineitem"))
 
@@ -168,11 +181,11 @@ def test_a_panic_is_told_like_any_error(client, planning, monkeypatch):
     def panic(*_, **__):
         raise Panic("partition not used yet")
 
-    monkeypatch.setattr(_worker, "run_task", panic)
+    monkeypatch.setattr(_flight_server, "run_task", panic)
     with pytest.raises(flight.FlightServerError, match="partition not used yet") as told:
         execute(client, request(planning, "SELECT l_tax FROM lineitem"))
     assert "Traceback" not in str(told.value)
-    assert len(client.list_actions()) == 3
+    assert len(client.list_actions()) == 6
 
 
 def test_the_session_builder_is_called_with_builder_and_headers(tmp_path, planning):
@@ -190,8 +203,8 @@ def test_the_session_builder_is_called_with_builder_and_headers(tmp_path, planni
     ):
         options = flight.FlightCallOptions(headers=[(b"x-tenant", b"blue")])
         body = request(planning, "SELECT l_tax FROM lineitem WHERE l_quantity < 0")
-        _act(client, EXECUTE_TASK, body, options)
-        info = json.loads(_act(client, WORKER_INFO, b""))
+        act(client, EXECUTE_TASK, body, options)
+        info = json.loads(act(client, WORKER_INFO, b""))
     assert calls[0].headers["x-tenant"] == "blue"
     assert worker.build_session({}).channel_resolver is mine
     assert info["resolver"] == "DirectResolver"
@@ -260,12 +273,10 @@ def test_a_server_on_ipv6_and_on_a_unix_socket(tmp_path):
             Worker().into_flight_server(location, exchange_dir=tmp_path) as server,
             flight.connect(server.location) as client,
         ):
-            assert len(client.list_actions()) == 3
+            assert len(client.list_actions()) == 6
 
 
-def test_shutdown_ends_serve_and_running_tasks_and_leaves_nothing(tmp_path, planning, monkeypatch):
-    kinds = _task._STAGE_KINDS | {"coalesce_partitions", "cross_join"}
-    monkeypatch.setattr(_task, "_STAGE_KINDS", kinds)  # a join is a long task
+def test_shutdown_ends_serve_and_running_tasks_and_leaves_nothing(tmp_path, planning):
     server = Worker().into_flight_server(exchange_dir=tmp_path)
     serving = threading.Thread(target=server.serve)
     serving.start()

@@ -1,0 +1,319 @@
+"""The Flight calls of a worker: tasks, their output, and questions about the worker.
+
+Whatever a call brings, it is answered or refused with a Flight error, and the worker
+stays up. The running of a task is ``_task``'s business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import pyarrow as pa
+from pyarrow import flight
+
+from . import _wire
+from ._exchange import Exchange, QueryReleasedError
+from ._listen import CALL_MIDDLEWARE, CallHeaders
+from ._partition import PIECE_BYTES, StoredPartition, ipc_options, read, stored_schema
+from ._settings import EXECUTION, check_travelled
+from ._task import InvalidPlanError, run_task
+from ._task_pool import TaskCancelledError, TaskPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    import datafusion
+
+    from resolver._resolver import ChannelResolver
+
+    from ._state import SessionState
+    from ._worker import Worker
+
+__all__ = ["FlightServer"]
+
+_ACTIONS: Final = [
+    (_wire.EXECUTE_TASK, "Start a task; answers with its report, or nothing while it runs."),
+    (_wire.AWAIT_TASK, "Wait for a started task; answers as execute_task does."),
+    (_wire.RELEASE_QUERY, "End a query: stop its tasks, remove its output."),
+    (_wire.RENEW_LEASE, "Keep a query for its lease from now."),
+    (_wire.WORKER_INFO, "Version, slots, load, uptime and resolver statistics, as JSON."),
+    (_wire.HEALTH, "Whether the worker takes tasks, as JSON: serving or draining."),
+]
+_SWEEP_INTERVAL: Final = 0.5  # seconds between looks for leases that have run out
+
+
+class FlightServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has no types
+    """Answers calls from the moment it is made until ``stop()``."""
+
+    def __init__(  # the parts of one worker
+        self,
+        worker: Worker,
+        exchange: Exchange,
+        pool: TaskPool[bytes],
+        location: str,
+        options: Mapping[str, Any],
+        *,
+        channel_resolver: ChannelResolver | None = None,
+    ) -> None:
+        self.is_draining = False
+        self.announced_location = location
+        self._worker = worker
+        self._exchange = exchange
+        self._pool = pool
+        self._sessions = _Sessions(worker, channel_resolver)
+        self._started = time.monotonic()
+        self._stop = threading.Event()
+        self._handlers: dict[str, Callable[[flight.ServerCallContext, bytes], bytes]] = {
+            _wire.EXECUTE_TASK: self._execute_task,
+            _wire.AWAIT_TASK: self._await_task,
+            _wire.RELEASE_QUERY: self._release_query,
+            _wire.RENEW_LEASE: self._renew_lease,
+            _wire.WORKER_INFO: self._worker_info,
+            _wire.HEALTH: self._health,
+        }
+        super().__init__(location, **options)  # calls may come from here on
+        threading.Thread(
+            target=_sweep, args=(weakref.ref(self), self._stop), name="lease", daemon=True
+        ).start()
+
+    def stop(self) -> None:
+        """End the calls that are answered now, and answer no more."""
+        self._stop.set()
+        self.shutdown()
+
+    def list_actions(self, _context: flight.ServerCallContext) -> list[tuple[str, str]]:
+        return _ACTIONS
+
+    def do_action(
+        self, context: flight.ServerCallContext, action: flight.Action
+    ) -> list[flight.Result]:
+        with _answering():
+            handler = self._handlers.get(action.type)
+            if handler is None:
+                raise _wire.WireError(
+                    f"no such action; this worker answers {', '.join(sorted(self._handlers))}"
+                )
+            return [flight.Result(handler(context, action.body.to_pybytes()))]
+
+    def do_get(
+        self, _context: flight.ServerCallContext, ticket: flight.Ticket
+    ) -> flight.FlightDataStream:
+        """A piece of a partition: of ``PIECE_BYTES``, or one batch if that is larger."""
+        with _answering():
+            asked = _wire.PartitionTicket.parse(ticket.ticket)
+            stored = self._exchange.partition(asked)
+            if asked.first_batch > stored.report.batches:
+                raise _wire.WireError(f"first_batch is above {stored.report.batches}")
+            batches = self._piece(asked, stored)
+            reader = pa.RecordBatchReader.from_batches(stored_schema(stored), batches)
+            # Not a GeneratorStream: that one sends no dictionaries.
+            return flight.RecordBatchStream(reader, options=ipc_options(stored.compression))
+
+    def list_flights(
+        self, _context: flight.ServerCallContext, _criteria: bytes
+    ) -> Iterator[flight.FlightInfo]:
+        """One flight for every stored partition."""
+        with _answering():
+            for output, partitions in self._exchange.outputs().items():
+                for index, stored in enumerate(partitions):
+                    # It may be released meanwhile; then it is no flight any more.
+                    with contextlib.suppress(OSError):
+                        yield self._flight_info(_wire.PartitionTicket(output, index), stored)
+
+    def _flight_info(
+        self, ticket: _wire.PartitionTicket, stored: StoredPartition
+    ) -> flight.FlightInfo:
+        path = [*map(str, dataclasses.astuple(ticket.output)), str(ticket.partition)]
+        endpoint = flight.FlightEndpoint(ticket.to_bytes(), [self.announced_location])
+        return flight.FlightInfo(
+            stored_schema(stored),
+            flight.FlightDescriptor.for_path(*path),
+            [endpoint],
+            stored.report.rows,
+            stored.report.bytes,
+        )
+
+    def _piece(
+        self, asked: _wire.PartitionTicket, stored: StoredPartition
+    ) -> Iterator[pa.RecordBatch]:
+        with _answering():
+            for batch in read(stored, asked.first_batch, limit=PIECE_BYTES):
+                yield batch
+                # Whoever reads it slowly is still there.
+                with contextlib.suppress(KeyError):
+                    self._exchange.touch(asked.output.query)
+
+    def _execute_task(self, context: flight.ServerCallContext, body: bytes) -> bytes:
+        request = _wire.TaskRequest.parse(body)
+        if self.is_draining:
+            raise flight.FlightUnavailableError(
+                "this worker is shutting down and takes no more tasks; run it on another one"
+            )
+        call: CallHeaders = context.get_middleware(CALL_MIDDLEWARE)
+        headers = call.named(request.passthrough)
+
+        def run(is_cancelled: Callable[[], bool]) -> bytes:
+            state = self._sessions.of(request.output.query, call.headers)
+            report = run_task(
+                request,
+                _context_of(state, request),
+                self._exchange,
+                is_cancelled,
+                resolver=state.channel_resolver,
+                headers=headers,
+                allow_python_udfs=self._worker.allow_python_udfs,
+            )
+            return report.to_bytes()
+
+        query = request.output.query
+        self._exchange.touch(query, request.lease, ahead=request.wait)
+        self._pool.start(request.output, run)
+        try:
+            self._exchange.check_running(query)
+        except QueryReleasedError:  # between those two
+            self._forget(query)
+            raise
+        return self._answer(context, request.output, request.wait)
+
+    def _await_task(self, context: flight.ServerCallContext, body: bytes) -> bytes:
+        request = _wire.AwaitRequest.parse(body)
+        self._exchange.touch(request.output.query, ahead=request.wait)
+        return self._answer(context, request.output, request.wait)
+
+    def _answer(
+        self, context: flight.ServerCallContext, key: _wire.OutputKey, seconds: float
+    ) -> bytes:
+        try:
+            return self._pool.wait(key, seconds, context.is_cancelled) or b""
+        finally:
+            with contextlib.suppress(KeyError):
+                self._exchange.touch(key.query)
+
+    def _release_query(self, _context: flight.ServerCallContext, body: bytes) -> bytes:
+        query = _wire.parse_query_id(body)
+        self._exchange.release(query)
+        self._forget(query)
+        return b""
+
+    def _renew_lease(self, _context: flight.ServerCallContext, body: bytes) -> bytes:
+        self._exchange.touch(_wire.parse_query_id(body))
+        return b""
+
+    def end_abandoned_queries(self) -> None:
+        """Release the queries whose lease has run out."""
+        for query in self._exchange.sweep():
+            self._forget(query)
+
+    def _forget(self, query: str) -> None:
+        """What the exchange does not know of a query that is over."""
+        self._pool.release(query)
+        self._sessions.forget(query)
+
+    def _worker_info(self, _context: flight.ServerCallContext, _body: bytes) -> bytes:
+        resolver: Any = self._sessions.latest().channel_resolver
+        stats = resolver.stats() if hasattr(resolver, "stats") else None
+        info = {
+            "pid": os.getpid(),
+            "version": self._worker.version,
+            "slots": self._pool.slots,
+            "running": self._pool.running,
+            "queued": self._pool.queued,
+            "load": os.getloadavg()[0],
+            "uptime": time.monotonic() - self._started,
+            "queries": self._exchange.queries(),
+            "exchange_bytes": self._exchange.bytes,
+            "resolver": type(resolver).__name__,
+            "resolver_stats": dataclasses.asdict(stats) if stats is not None else {},
+        }
+        return json.dumps(info).encode()
+
+    def _health(self, _context: flight.ServerCallContext, _body: bytes) -> bytes:
+        return json.dumps({"status": "draining" if self.is_draining else "serving"}).encode()
+
+
+class _Sessions:
+    """The session of every query that runs here: built once, by its first task. Thread-safe."""
+
+    def __init__(self, worker: Worker, channel_resolver: ChannelResolver | None) -> None:
+        self._worker = worker
+        self._channel_resolver = channel_resolver
+        self._lock = threading.Lock()
+        self._building: dict[str, threading.Lock] = {}
+        self._built: dict[str, SessionState] = {}
+        self._latest: SessionState | None = None
+
+    def of(self, query: str, headers: Mapping[str, str]) -> SessionState:
+        """Raises what the session builder raises; then the next task tries again."""
+        with self._lock:
+            building = self._building.setdefault(query, threading.Lock())
+        with building:
+            state = self._built.get(query)
+            if state is None:
+                state = self._worker.build_session(headers, self._channel_resolver)
+                with self._lock:
+                    if query in self._building:  # else it is over meanwhile
+                        self._built[query] = state
+                    self._latest = state
+        return state
+
+    def latest(self) -> SessionState:
+        """The session that was built last, or one without a query."""
+        with self._lock:
+            if self._latest is not None:
+                return self._latest
+        latest = self._worker.build_session({}, self._channel_resolver)
+        with self._lock:
+            self._latest = self._latest or latest
+            return self._latest
+
+    def forget(self, query: str) -> None:
+        with self._lock:
+            self._building.pop(query, None)
+            self._built.pop(query, None)
+
+
+def _context_of(state: SessionState, request: _wire.TaskRequest) -> datafusion.SessionContext:
+    try:
+        check_travelled(request.settings)
+        return state.new_context({**request.settings, **EXECUTION})
+    except ValueError as error:
+        raise _wire.WireError(f"unusable settings: {error}") from error
+
+
+def _sweep(server_of: Callable[[], FlightServer | None], stop: threading.Event) -> None:
+    """Look for leases that have run out until ``stop``, or until the server has gone."""
+    while not stop.wait(_SWEEP_INTERVAL):
+        server = server_of()
+        if server is None:
+            return
+        server.end_abandoned_queries()
+        del server
+
+
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    """Turn whatever goes wrong into the Flight error that says so, and keep serving."""
+    try:
+        yield
+    except (GeneratorExit, flight.FlightError):
+        raise
+    except (_wire.WireError, InvalidPlanError, FileExistsError) as error:
+        raise pa.ArrowInvalid(str(error)) from None
+    except KeyError:
+        raise pa.ArrowKeyError("this worker does not hold that output") from None
+    except (QueryReleasedError, TaskCancelledError) as error:
+        raise flight.FlightCancelledError(str(error)) from None
+    except BaseException as error:  # noqa: BLE001  # a Rust panic is one
+        _fail(error)
+
+
+def _fail(error: BaseException) -> NoReturn:
+    text = str(error) or type(error).__name__
+    raise flight.FlightServerError(text) from None
