@@ -2,29 +2,39 @@
 
 Building a query is DataFusion's own business and unchanged; only the ways of getting
 results differ. Each plans the query once more, for the workers of this moment, and
-falls back to DataFusion itself for a plan that is not distributed. Writing (``write_*``)
-and ``cache()`` run on a single node for now.
+falls back to DataFusion itself for a plan that is not distributed. ``cache()``,
+``write_table()`` and ``describe()`` are DataFusion's own, on a single node.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from typing import TYPE_CHECKING, Any
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import datafusion
 import pyarrow as pa
 from datafusion import functions, lit
+from datafusion.dataframe_formatter import get_formatter
 
-from ._stage import DEFAULT_WIDTH, DistributedPlan, SingleNodePlan
+from ._picture import graphviz, svg
+from ._progress import ProgressLine
+from ._spool import spooled
+from ._stage import DEFAULT_WIDTH
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from ._executor import HeadRun
+    from ._report import Progress
     from ._session import SessionContext
+    from ._stage import DistributedPlan, SingleNodePlan
 
 __all__ = ["DataFrame"]
+
+_PICTURES: Final = {"graphviz": graphviz, "svg": svg}
 
 
 class HeadStream(datafusion.RecordBatchStream):
@@ -66,18 +76,48 @@ class DataFrame(datafusion.DataFrame):
         """How this query would run now. ``str()`` of it is the tree of ``explain()``."""
         return self._session._staged(self)
 
-    def explain(  # type: ignore[override]  # the parts it has of its own are keyword-only
-        self, verbose: bool = False, analyze: bool = False, **options: Any
+    def explain(  # type: ignore[override]  # it has more formats, and takes a file by keyword
+        self,
+        verbose: bool = False,
+        analyze: bool = False,
+        format: Any = None,  # noqa: A002  # the base's name
+        *,
+        file: str | os.PathLike[str] | TextIO | None = None,
+        **options: Any,
     ) -> None:
         """Print the staged plan as a tree; ``verbose`` prints its lines whole.
 
-        With ``analyze`` or any other option, DataFusion's own single-node ``explain``.
+        ``analyze`` runs the query and shows what it did. ``format`` is ``"tree"`` (the
+        default), ``"svg"`` or ``"graphviz"``; ``file`` is a path, or something open for
+        writing text, instead of standard output. A ``datafusion.ExplainFormat``, and any
+        other option, gives DataFusion's own single-node ``explain``, as does ``analyze``
+        for a query that is not distributed. Raises ``ValueError`` for what cannot be
+        combined.
         """
-        if analyze or options:
-            super().explain(verbose, analyze, **options)
+        own = bool(options) or isinstance(format, datafusion.ExplainFormat)
+        text = None if own else self._explained(verbose, analyze, format or "tree")
+        if text is None and file is not None:
+            raise ValueError("this is printed by DataFusion itself, which takes no file")
+        if text is None:
+            super().explain(verbose, analyze, format if own else None, **options)
+        elif file is None:
+            print(text)  # noqa: T201  # what it is for
+        elif isinstance(file, str | os.PathLike):
+            Path(file).write_text(f"{text}\n", encoding="utf-8")
         else:
-            width = None if verbose else DEFAULT_WIDTH
-            print(self.distributed_plan().display(width))  # noqa: T201  # what it is for
+            file.write(f"{text}\n")
+
+    def _explained(self, verbose: bool, analyze: bool, format_: str) -> str | None:
+        """The text to print; ``None``: DataFusion's own."""
+        if format_ not in ("tree", *_PICTURES):
+            raise ValueError(f"no explain format {format_!r}; there are tree, svg and graphviz")
+        width = None if verbose else DEFAULT_WIDTH
+        if not analyze:
+            plan = self.distributed_plan()
+            return plan.display(width) if format_ == "tree" else _PICTURES[format_](plan).rstrip()
+        if format_ != "tree":
+            raise ValueError(f"what a query did is shown as a tree only, not as {format_}")
+        return self._session._analyzed(self, width)
 
     def collect(self) -> list[pa.RecordBatch]:
         run = self._session._start(self)
@@ -143,19 +183,76 @@ class DataFrame(datafusion.DataFrame):
         counted = self.aggregate([], [functions.count(lit(1))]).collect()
         return int(pa.Table.from_batches(counted).column(0)[0].as_py())
 
-    def show(self, num: int = 20) -> None:
-        """Print the first ``num`` rows, as DataFusion prints them."""
-        first = self.limit(num)
-        run = self._session._start(first)
-        if run is None:
+    def show(self, num: int = 20, *, progress: bool | Callable[[Progress], object] = False) -> None:
+        """Print the first ``num`` rows, as DataFusion prints them.
+
+        ``progress=True`` shows on standard error how stages and tasks come along; a
+        callable is told instead, on threads of the query's.
+        """
+        line = ProgressLine() if progress is True else None
+        try:
+            local = self._head(num, progress if callable(progress) else line)
+        finally:
+            if line is not None:
+                line.close()
+        if local is None:
             super().show(num)
-            return
+        else:
+            local.show(num)
+
+    def _head(
+        self, rows: int, progress: Callable[[Progress], object] | None = None
+    ) -> datafusion.DataFrame | None:
+        """The first ``rows`` rows as a frame of this process; ``None``: not distributed."""
+        run = self._session._start(self.limit(rows), progress)
+        if run is None:
+            return None
         try:
             batches = [batch.to_pyarrow() for batch in run.stream()]
         finally:
             run.close()
-        table = self._table(batches)
-        datafusion.SessionContext().from_arrow(table).show(num)
+        return datafusion.SessionContext().from_arrow(self._table(batches))
+
+    def __repr__(self) -> str:
+        local = self._preview()
+        return super().__repr__() if local is None else repr(local)
+
+    def _repr_html_(self) -> str:
+        local = self._preview()
+        html: str = super()._repr_html_() if local is None else local._repr_html_()
+        return html
+
+    def _preview(self) -> datafusion.DataFrame | None:
+        """What a ``repr`` can show, and a row more, by which it tells that there is more."""
+        formatter = get_formatter()
+        return self._head(max(formatter.max_rows, formatter.min_rows) + 1)
+
+    def write_parquet(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        self._write(datafusion.DataFrame.write_parquet, path, *args, **kwargs)
+
+    def write_parquet_with_options(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        self._write(datafusion.DataFrame.write_parquet_with_options, path, *args, **kwargs)
+
+    def write_csv(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        self._write(datafusion.DataFrame.write_csv, path, *args, **kwargs)
+
+    def write_json(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        self._write(datafusion.DataFrame.write_json, path, *args, **kwargs)
+
+    def _write(self, write: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """``write`` the rows that workers computed: nothing before they all are here."""
+        schema = self.schema()
+        # Two columns of one name can be written, and cannot be read again.
+        unique = len(set(schema.names)) == len(schema.names)
+        run = self._session._start(self) if unique and schema.names else None
+        if run is None:
+            write(datafusion.DataFrame(self.df), *args, **kwargs)
+            return
+        try:
+            with spooled(run, self._session, schema) as frame:
+                write(frame, *args, **kwargs)
+        finally:
+            run.close()
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         run = self._session._start(self)
