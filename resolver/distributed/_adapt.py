@@ -12,14 +12,14 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from ._plan_proto import AggregateMode, JoinType
-from ._tree import Boundary, Tree
+from ._cutter import input_of
+from ._plan_proto import AggregateMode, JoinType, PlanNode
+from ._tree import Boundary, Stage, Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from ._options import DistributedOptions
-    from ._tree import Stage
 
 __all__ = ["Adapted", "Measured", "adapt", "rows_and_bytes", "task_count", "waits_for_build_side"]
 
@@ -53,6 +53,12 @@ _ANY_PARTITION: Final = frozenset(
 )
 
 
+_GROUPS_WITHIN_PARTITIONS: Final = frozenset(
+    {AggregateMode.FINAL_PARTITIONED, AggregateMode.SINGLE_PARTITIONED}
+)
+_SORTED: Final = frozenset({"sort", "sort_preserving_merge", "sort_merge_join", "window"})
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What the output of a stage came to."""
@@ -63,31 +69,35 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """A stage's tree as it will run, and why it differs from the plan."""
+    """A stage's tree as it will run, and why it differs from the plan.
+
+    ``created`` are stages that it reads and that the plan did not have.
+    """
 
     tree: Tree
     decisions: tuple[str, ...]
+    created: tuple[Stage, ...] = ()
 
 
-def waits_for_build_side(tree: Tree) -> frozenset[int]:
+def waits_for_build_side(tree: Tree, measured: Collection[int] = ()) -> frozenset[int]:
     """Numbers of the stages under ``tree`` that may turn out not to be needed as they are.
 
-    The probe side of a join whose build side has not been measured yet.
+    The probe side of a join whose build side is not among those ``measured`` yet.
     """
     return frozenset(
         right.source.number
         for join in tree.walk()
-        if _is_undecided(join)
+        if _is_undecided(join, measured)
         for right in [join.children[1]]
         if right.source is not None and right.source.boundary is Boundary.SHUFFLE
     )
 
 
-def _is_undecided(join: Tree) -> bool:
+def _is_undecided(join: Tree, measured: Collection[int]) -> bool:
     if not join.node.is_partitioned_join:
         return False
     left = join.children[0].source
-    if left is None or left.boundary is not Boundary.SHUFFLE:
+    if left is None or left.boundary is not Boundary.SHUFFLE or left.number in measured:
         return False
     return not join.emits_build_side or join.node.join_type in _EMPTY_WITHOUT_BUILD
 
@@ -97,16 +107,19 @@ def adapt(
     measured: Mapping[int, Measured],
     probe_sides: Mapping[int, Tree],
     options: DistributedOptions,
+    *,
     empty: Callable[[Tree], Tree],
+    new_number: Callable[[], int],
 ) -> Adapted:
     """Decide every join of ``tree`` whose build side is among ``measured``.
 
     ``probe_sides`` are the trees of the stages that waited, as they would run by
-    themselves; ``empty`` gives a tree without rows in place of another.
+    themselves; ``empty`` gives a tree without rows in place of another, and
+    ``new_number`` the number of a stage that is created.
     """
-    adapter = _Adapter(measured, probe_sides, options, empty)
+    adapter = _Adapter(measured, probe_sides, options, empty, new_number)
     adapted = adapter.adapt(tree, free=True)
-    return Adapted(adapted, tuple(adapter.decisions))
+    return Adapted(adapted, tuple(adapter.decisions), tuple(adapter.created))
 
 
 class _Adapter:
@@ -116,19 +129,25 @@ class _Adapter:
         probe_sides: Mapping[int, Tree],
         options: DistributedOptions,
         empty: Callable[[Tree], Tree],
+        new_number: Callable[[], int],
     ) -> None:
+        self._arguments = (measured, probe_sides, options, empty, new_number)
         self._measured = measured
         self._probe_sides = probe_sides
         self._options = options
         self._empty = empty
+        self._new_number = new_number
         self.decisions: list[str] = []
+        self.created: list[Stage] = []
+        self.moved_rows = False  # to other partitions than the plan has them in
 
     def adapt(self, tree: Tree, *, free: bool) -> Tree:
         """``free``: nothing above depends on which partition a row of ``tree`` is in."""
         if tree.source is not None or not tree.children:
             return tree
         if self._has_no_build_rows(tree):
-            number = tree.children[0].source.number  # type: ignore[union-attr]
+            assert tree.children[0].source is not None
+            number = tree.children[0].source.number
             self.decisions.append(f"{tree.name} is empty: stage {number} gave it no build rows")
             return self._empty(tree)
         if tree.collects_left:
@@ -136,6 +155,8 @@ class _Adapter:
             return tree.over(left, self.adapt(right, free=free))
         if tree.node.is_partitioned_join:
             return self._join(tree, free=free)
+        if tree.node.aggregate_mode in _GROUPS_WITHIN_PARTITIONS:
+            return self._aggregate(tree)
         below = free and (
             tree.kind in _ANY_PARTITION or tree.node.aggregate_mode == AggregateMode.PARTIAL
         )
@@ -154,7 +175,7 @@ class _Adapter:
     def _join(self, join: Tree, *, free: bool) -> Tree:
         left, right = join.children
         if not self._may_broadcast(join) or (right.source is not None and not free):
-            return join.over(*(self.adapt(side, free=False) for side in join.children))
+            return self._shuffled(join)
         assert left.source is not None
         build = left.source
         size = self._measured[build.number].bytes
@@ -162,11 +183,12 @@ class _Adapter:
         decided += f"{self._options.broadcast_threshold:,}"
         if size > self._options.broadcast_threshold:
             self.decisions.append(f"shuffled: {decided}")
-            return join.over(*(self.adapt(side, free=False) for side in join.children))
+            return self._shuffled(join)
         if right.source is not None:
             self.decisions.append(
                 f"broadcast: {decided}; stage {right.source.number} need not be shuffled"
             )
+            self.moved_rows = True
             right = self._probe_sides[right.source.number]
         else:
             self.decisions.append(f"broadcast: {decided}")
@@ -184,6 +206,69 @@ class _Adapter:
             return False
         right = join.children[1].source
         return right is None or right.number in self._probe_sides
+
+    def _shuffled(self, join: Tree) -> Tree:
+        """A join that stays partitioned; each side may still gain from being shuffled anew."""
+        partitions = join.partitions
+        freed = [self._freed(side) for side in join.children]
+        if all(adapter is None for _, adapter in freed):
+            return join.over(*(self.adapt(side, free=False) for side in join.children))
+        sides = []
+        for (side, adapter), keys in zip(freed, join.node.join_keys, strict=True):
+            if adapter is None and _is_hashed_by(side, keys, partitions):
+                sides.append(side)
+                continue
+            side = side if adapter is not None else self.adapt(side, free=True)
+            sides.append(self._reshuffled(side, keys, partitions, adapter))
+        return join.over(*sides)
+
+    def _aggregate(self, aggregate: Tree) -> Tree:
+        (child,) = aggregate.children
+        partitions, keys = child.partitions, aggregate.node.group_keys
+        if keys and "ordering_mode" not in aggregate.line:
+            freed, adapter = self._freed(child)
+            if adapter is not None:
+                return aggregate.over(self._reshuffled(freed, keys, partitions, adapter))
+        return aggregate.over(self.adapt(child, free=False))
+
+    def _freed(self, side: Tree) -> tuple[Tree, _Adapter | None]:
+        """``side`` as it would run if it were shuffled once more, if that saves a shuffle."""
+        if side.source is not None or _may_be_sorted(side):
+            return side, None
+        adapter = _Adapter(*self._arguments)
+        freed = adapter.adapt(side, free=True)
+        return (freed, adapter) if adapter.moved_rows else (side, None)
+
+    def _reshuffled(
+        self, side: Tree, keys: Sequence[bytes], partitions: int, adapter: _Adapter | None
+    ) -> Tree:
+        if adapter is not None:
+            self.decisions += adapter.decisions
+            self.created += adapter.created
+        line = f"RepartitionExec: partitioning=Hash(keys of the node above, {partitions})"
+        top = Tree(PlanNode.hash_repartition(keys, partitions), line, (side,))
+        stage = Stage(self._new_number(), Boundary.SHUFFLE, top, top)
+        self.created.append(stage)
+        self.decisions.append(f"shuffled after its joins, not before: stage {stage.number}")
+        return input_of(stage)
+
+
+def _is_hashed_by(side: Tree, keys: Sequence[bytes], partitions: int) -> bool:
+    """The output of a stage that is divided exactly so."""
+    if side.source is None or side.source.boundary is not Boundary.SHUFFLE:
+        return False
+    top = side.source.tree.node
+    return top.hash_expressions == tuple(keys) and top.hash_partitions == partitions
+
+
+def _may_be_sorted(tree: Tree) -> bool:
+    """Whether what is above could count on an order that a shuffle would destroy."""
+    return any(
+        node.kind in _SORTED
+        or "output_ordering" in node.line
+        or (node.source is not None and _may_be_sorted(node.source.whole))
+        for node in tree.walk()
+    )
 
 
 def rows_and_bytes(measured: Mapping[int, Measured], tree: Tree) -> Measured:

@@ -160,6 +160,7 @@ def run(
         settings=settings,
         passthrough=list(headers),
         empty=functools.partial(_without_rows, context=context, exchange=exchange),
+        first_new_number=len(plan.stages) + 1,
         report=report,
     )
     over = threading.Event()
@@ -172,16 +173,20 @@ def run(
         if over.is_set():
             raise DistributedError(f"query {query} is over")
 
-    fetcher = Fetcher(
-        resolver, exchange, headers=encoded, silence=options.worker_timeout, check=check
+    new_fetcher = functools.partial(
+        Fetcher,
+        resolver,
+        exchange,
+        headers=encoded,
+        silence=options.worker_timeout,
+        check=check,
     )
     threading.Thread(target=keep, name="lease", daemon=True).start()
     started = time.monotonic()
     try:
         node = call_interruptibly(
-            lambda: _head(plan, scheduler, fetcher, context, exchange, query), name="query"
+            lambda: _head(plan, scheduler, new_fetcher, context, exchange, report), name="query"
         )
-        report.head_fetched_bytes = fetcher.fetched_bytes
     except BaseException:
         exchange.release(query)
         raise
@@ -197,16 +202,17 @@ def run(
 def _head(
     plan: DistributedPlan,
     scheduler: Scheduler,
-    fetcher: Fetcher,
+    new_fetcher: Callable[[_wire.OutputKey], Fetcher],
     context: datafusion.SessionContext,
     exchange: Exchange,
-    query: str,
+    report: RunReport,
 ) -> PlanNode:
     """The plan of the head, over the files that it reads."""
     settled = scheduler.settle_head(plan.head)
     for attempt in range(_HEAD_ATTEMPTS):
         inputs, read = scheduler.inputs_of(settled, settled.stage.tree)
-        key = _wire.OutputKey(query, 0, 0, attempt)
+        key = _wire.OutputKey(scheduler.query, 0, 0, attempt)
+        fetcher = new_fetcher(key)
         try:
             with exchange.task(key) as directory:
                 node = with_inputs(settled.stage.tree.plan(), inputs, fetcher, context, directory)
@@ -214,9 +220,10 @@ def _head(
         except InputLostError as error:
             scheduler.lose(error)
             continue
+        report.head_fetched_bytes += fetcher.fetched_bytes
         if scheduler.is_current(read):
             return node
-    raise DistributedError(f"the output of query {query} was lost {_HEAD_ATTEMPTS} times")
+    raise DistributedError(f"the output of query {scheduler.query} was lost {_HEAD_ATTEMPTS} times")
 
 
 def _without_rows(tree: Tree, *, context: datafusion.SessionContext, exchange: Exchange) -> Tree:

@@ -7,6 +7,7 @@ ChannelResolver of whoever runs the task, piece by piece. Nothing is run here.
 from __future__ import annotations
 
 import functools
+import shutil
 import threading
 import uuid
 from collections import defaultdict
@@ -18,7 +19,7 @@ from pyarrow import flight
 from resolver._errors import ResolverError
 
 from ._errors import DistributedError
-from ._exchange import PartitionWriter
+from ._partition import PartitionWriter
 from ._plan_proto import FileEntry, PlanNode
 from ._threads import call_all
 from ._wire import PartitionSource, PartitionTicket, WireError
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from resolver._resolver import ChannelResolver
 
     from ._exchange import Exchange
-    from ._wire import StageInput
+    from ._wire import OutputKey, StageInput
 
 __all__ = ["Fetcher", "InputLostError", "scan_of_nothing", "with_inputs"]
 
@@ -47,7 +48,7 @@ class InputLostError(DistributedError, ConnectionError):
 
 
 class Fetcher:
-    """Brings stage output here. For one task; its calls may come from several threads.
+    """Brings stage output here, at the charge of the task ``key``. For one task.
 
     ``silence`` is in seconds; ``check`` is called between batches and may raise.
     """
@@ -56,6 +57,7 @@ class Fetcher:
         self,
         resolver: ChannelResolver,
         exchange: Exchange,
+        key: OutputKey,
         *,
         headers: Headers,
         silence: float,
@@ -63,9 +65,11 @@ class Fetcher:
     ) -> None:
         self._resolver = resolver
         self._exchange = exchange
+        self._key = key
         self._options = flight.FlightCallOptions(timeout=_PIECE_TIMEOUT + silence, headers=headers)
         self._check = check
         self._lock = threading.Lock()
+        self._charged = 0
         self.fetched_bytes = 0
 
     def bring(
@@ -80,11 +84,14 @@ class Fetcher:
                 ticket = PartitionTicket(source.output, source.partition)
                 found[source] = self._exchange.partition(ticket).files
             except KeyError:
-                missing[source.url].append((index, source))
+                if source.files:
+                    found[source] = self._written(source, directory, index)
+                else:
+                    missing[source.url].append((index, source))
         if not missing:
             return found
         schema = _deserialized(stage_input.schema)
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
 
         def fetch_from(url: str) -> list[tuple[PartitionSource, tuple[Path, ...]]]:
             return [
@@ -97,10 +104,33 @@ class Fetcher:
             found.update(fetched)
         return found
 
+    def remove(self, directory: Path) -> None:
+        """Give back what was brought into ``directory``, which a task has read."""
+        shutil.rmtree(directory, ignore_errors=True)
+        with self._lock:
+            charged, self._charged = self._charged, 0
+        self._exchange.charge(self._key, -charged)
+
+    def _written(self, source: PartitionSource, directory: Path, index: int) -> tuple[Path, ...]:
+        """The files of a source that came along with the request."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._charge(sum(map(len, source.files)))
+        paths = []
+        for number, content in enumerate(source.files):
+            path = directory / f"{index}-{number}.arrow"
+            path.write_bytes(content)
+            paths.append(path)
+        return tuple(paths)
+
+    def _charge(self, count: int) -> None:
+        self._exchange.charge(self._key, count)
+        with self._lock:
+            self._charged += count
+
     def _fetched(
         self, url: str, source: PartitionSource, directory: Path, index: int, schema: pa.Schema
     ) -> tuple[Path, ...]:
-        writer = PartitionWriter(directory, index, schema)
+        writer = PartitionWriter(directory, index, schema, charge=self._charge)
         try:
             client = self._resolver.get_flight_client_for_url(url)
             try:

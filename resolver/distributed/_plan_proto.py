@@ -42,6 +42,7 @@ _MESSAGES: Final[dict[str, tuple[_Field, ...]]] = {
     "Analyze": (("input", 3, "child", False),),
     "ScalarSubquery": (("input", 1, "child", False), ("subqueries", 2, "child", True)),
     "Aggregate": (
+        ("group_by", 1, "bytes", True),
         ("mode", 3, "int32", False),
         ("input", 4, "child", False),
         ("dynamic_filter", 13, "bytes", False),
@@ -56,6 +57,7 @@ _MESSAGES: Final[dict[str, tuple[_Field, ...]]] = {
     "HashJoin": (
         ("left", 1, "child", False),
         ("right", 2, "child", False),
+        ("on", 3, "JoinOn", True),
         ("join_type", 4, "int32", False),
         ("mode", 6, "int32", False),
         ("null_aware", 10, "bool", False),
@@ -66,7 +68,8 @@ _MESSAGES: Final[dict[str, tuple[_Field, ...]]] = {
         ("right", 2, "child", False),
         ("join_type", 3, "int32", False),
     ),
-    "Hash": (("partition_count", 2, "uint64", False),),
+    "JoinOn": (("left", 1, "bytes", False), ("right", 2, "bytes", False)),
+    "Hash": (("expressions", 1, "bytes", True), ("partition_count", 2, "uint64", False)),
     "Partitioning": (("round_robin", 1, "uint64", False), ("hash", 2, "Hash", False)),
     "Repartition": (
         ("input", 1, "child", False),
@@ -238,10 +241,12 @@ _Message: Final = _node_class()
 class PlanNode:
     """One node of a physical plan with everything below it. Immutable; edits copy."""
 
-    __slots__ = ("_message",)
+    __slots__ = ("_message", "kind")
 
     def __init__(self, message: Any) -> None:
         self._message = message
+        # The variant, such as "projection"; "unknown" for one not in the table.
+        self.kind: str = message.WhichOneof("kind") or "unknown"
 
     @classmethod
     def parse(cls, data: bytes) -> PlanNode:
@@ -262,14 +267,18 @@ class PlanNode:
         message.stage_input.number = number
         return cls(message)
 
+    @classmethod
+    def hash_repartition(cls, expressions: Sequence[bytes], partitions: int) -> PlanNode:
+        """A repartition by the hash of these encoded expressions, without an input yet."""
+        message = _Message()
+        scheme = message.repartition.partitioning.hash
+        scheme.expressions.extend(expressions)
+        scheme.partition_count = partitions
+        return cls(message)
+
     def to_bytes(self) -> bytes:
         data: bytes = self._message.SerializeToString()
         return data
-
-    @property
-    def kind(self) -> str:
-        """The variant, such as ``"projection"``; ``"unknown"`` for one not in the table."""
-        return self._message.WhichOneof("kind") or "unknown"
 
     @property
     def children(self) -> tuple[PlanNode, ...]:
@@ -330,6 +339,22 @@ class PlanNode:
     def hash_partitions(self) -> int:
         """Output partitions of a hash repartition."""
         return int(self._body().partitioning.hash.partition_count)
+
+    @property
+    def hash_expressions(self) -> tuple[bytes, ...]:
+        """What a hash repartition hashes, encoded."""
+        return tuple(self._body().partitioning.hash.expressions)
+
+    @property
+    def join_keys(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        """What a hash join compares, encoded: of its left side and of its right."""
+        on = self._body().on
+        return tuple(key.left for key in on), tuple(key.right for key in on)
+
+    @property
+    def group_keys(self) -> tuple[bytes, ...]:
+        """What an aggregation groups by, encoded."""
+        return tuple(self._body().group_by)
 
     @property
     def preserves_order(self) -> bool:

@@ -177,15 +177,9 @@ def _check_worthwhile(head: Stage, workers: Sequence[WorkerSlots]) -> None:
         raise _NotDistributableError(
             "the plan is a single partition, so there is nothing to spread"
         )
-    if not any(tree.node.file_ranges for tree in _scans(head)) and not any(
-        tree.kind == "memory_scan" for tree in _leaves(head)
+    leaves = [tree for stage in head.walk() for tree in stage.tree.walk() if not tree.children]
+    if not any(
+        tree.kind == "memory_scan" or (tree.node.is_scan and tree.node.file_ranges)
+        for tree in leaves
     ):
         raise _NotDistributableError("it reads no files")
-
-
-def _leaves(head: Stage) -> list:
-    return [tree for stage in head.walk() for tree in stage.tree.walk() if not tree.children]
-
-
-def _scans(head: Stage) -> list:
-    return [tree for tree in _leaves(head) if tree.node.is_scan]

@@ -12,6 +12,7 @@ in the same partitions, so what was made from the lost rows is made again too.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import threading
 import time
@@ -91,6 +92,7 @@ class _Settled:
 
     tree: Tree
     inputs: Mapping[int, StageRun]
+    decisions: tuple[str, ...] = ()
 
 
 class Scheduler:
@@ -106,6 +108,7 @@ class Scheduler:
         settings: Mapping[str, str],
         passthrough: Sequence[str],
         empty: Callable[[Tree], Tree],
+        first_new_number: int,
         report: RunReport,
     ) -> None:
         self.query: Final = query
@@ -116,6 +119,7 @@ class Scheduler:
         self._passthrough = tuple(passthrough)
         self._empty = empty
         self._report = report
+        self._numbers = itertools.count(first_new_number)
         self._lock = threading.Lock()
         self._lost: dict[str, ResolverError] = {}
         self._called: set[str] = set()
@@ -137,85 +141,99 @@ class Scheduler:
     def settle(self, stage: Stage) -> _Settled:
         """Run everything below ``stage`` and decide how its own tree will run."""
         tree = stage.tree
-        waiting = waits_for_build_side(tree)
-        inputs = {below.number: below for below in stage.inputs}
-        firm = [below for number, below in inputs.items() if number not in waiting]
-        calls: list[Callable[[], StageRun | _Settled]] = [
-            functools.partial(self._complete, below) for below in firm
-        ]
-        calls += [functools.partial(self.settle, inputs[number]) for number in sorted(waiting)]
-        results = call_all(calls, name=f"stage-{stage.number}")
-        runs = {run.number: run for run in results if isinstance(run, StageRun)}
-        settled = dict(
-            zip(
-                sorted(waiting),
-                (result for result in results if isinstance(result, _Settled)),
-                strict=True,
+        decisions: dict[str, None] = {}  # each once
+        runs: dict[int, StageRun] = {}
+        prepared: dict[int, _Settled] = {}
+        while True:
+            inputs = [leaf.source for leaf in tree.walk() if leaf.source is not None]
+            missing = [below for below in inputs if below.number not in runs]
+            if not missing:
+                break
+            waiting = waits_for_build_side(tree, runs)
+            calls: list[Callable[[], tuple[int, StageRun | _Settled]]] = []
+            for below in missing:
+                if below.number not in waiting:
+                    calls.append(functools.partial(self._completed, below, prepared))
+                elif below.number not in prepared:
+                    calls.append(functools.partial(self._prepared, below))
+            for number, result in call_all(calls, name=f"stage-{stage.number}"):
+                if isinstance(result, _Settled):
+                    prepared[number] = result
+                else:
+                    runs[number] = result
+            adapted = adapt(
+                tree,
+                {number: run.measured() for number, run in runs.items()},
+                {
+                    # Its repartition was the shuffle that is not needed.
+                    number: probe.tree.children[0]
+                    for number, probe in prepared.items()
+                    if number not in runs
+                },
+                self._options,
+                empty=self._empty,
+                new_number=self._new_number,
             )
-        )
-        adapted = adapt(
-            tree,
-            {number: run.measured() for number, run in runs.items()},
-            # Its repartition was the shuffle that is not needed.
-            {number: probe.tree.children[0] for number, probe in settled.items()},
-            self._options,
-            self._empty,
-        )
-        self._report.decided(stage.number, adapted.decisions)
-        tree = adapted.tree
-        for probe in settled.values():
-            runs.update(probe.inputs)
-        left = [leaf.source for leaf in tree.walk() if leaf.source is not None]
-        missing = [below for below in left if below.number not in runs]
-        for run in call_all(
-            [functools.partial(self._complete, below, settled[below.number]) for below in missing],
-            name=f"stage-{stage.number}",
-        ):
-            runs[run.number] = run
-        needed = {below.number for below in left}
-        return _Settled(tree, {number: run for number, run in runs.items() if number in needed})
+            tree = adapted.tree
+            decisions.update(dict.fromkeys(adapted.decisions))
+            below_all = {**runs}
+            for probe in prepared.values():
+                below_all.update(probe.inputs)
+            for created in adapted.created:
+                prepared[created.number] = _Settled(
+                    created.tree,
+                    {below.number: below_all[below.number] for below in created.inputs},
+                )
+            for leaf in tree.walk():
+                if leaf.source is not None and leaf.source.number in below_all:
+                    runs[leaf.source.number] = below_all[leaf.source.number]
+        needed = {below.number for below in inputs}
+        for number, probe in prepared.items():
+            if number not in needed:  # its decisions are this stage's now
+                decisions.update(dict.fromkeys(probe.decisions))
+        return _Settled(tree, {number: runs[number] for number in sorted(needed)}, tuple(decisions))
+
+    def _completed(
+        self, stage: Stage, prepared: Mapping[int, _Settled]
+    ) -> tuple[int, StageRun | _Settled]:
+        return stage.number, self._complete(stage, prepared.get(stage.number))
+
+    def _prepared(self, stage: Stage) -> tuple[int, StageRun | _Settled]:
+        return stage.number, self.settle(stage)
+
+    def _new_number(self) -> int:
+        return next(self._numbers)
 
     def settle_head(self, head: Stage) -> StageRun:
         """Run everything below ``head``; its last stage joins it when it reads little."""
-        inputs = {below.number: below for below in head.inputs}
-        settled = dict(
-            zip(
-                inputs,
-                call_all(
-                    [functools.partial(self.settle, below) for below in inputs.values()],
-                    name="head",
-                ),
-                strict=True,
-            )
-        )
-        absorbed = {
-            number: below.tree for number, below in settled.items() if self._is_small(below)
+        inputs = head.inputs
+        prepare = [functools.partial(self.settle, below) for below in inputs]
+        settled = {
+            below.number: result
+            for below, result in zip(inputs, call_all(prepare, name="head"), strict=True)
         }
-        for number in absorbed:
-            self._report.decided(number, (f"{_JOINED} coordinator_threshold is …",))
-        tree = _replaced(head.tree, absorbed)
-        runs = dict(
-            zip(
-                [number for number in inputs if number not in absorbed],
-                call_all(
-                    [
-                        functools.partial(self._complete, below, settled[number])
-                        for number, below in inputs.items()
-                        if number not in absorbed
-                    ],
-                    name="head",
-                ),
-                strict=True,
-            )
-        )
-        for number in absorbed:
+        small = {below.number for below in inputs if self._is_small(below, settled[below.number])}
+        complete = [
+            functools.partial(self._complete, below, settled[below.number])
+            for below in inputs
+            if below.number not in small
+        ]
+        runs = {run.number: run for run in call_all(complete, name="head")}
+        decisions: list[str] = []
+        for number in sorted(small):
             runs.update(settled[number].inputs)
+            decisions += settled[number].decisions
+            decisions.append(f"stage {number} reads little, so the coordinator runs it")
+        tree = _replaced(head.tree, {number: settled[number].tree for number in small})
+        self._report.decided(head.number, decisions)
         self._report.head = tree
         return StageRun(Stage(head.number, head.boundary, tree, head.whole), runs)
 
-    def _is_small(self, settled: _Settled) -> bool:
+    def _is_small(self, stage: Stage, settled: _Settled) -> bool:
         """Reads only stages, and so little that the coordinator may as well run it."""
-        if any(tree.node.is_scan or tree.kind == "memory_scan" for tree in settled.tree.walk()):
+        if stage.boundary is not Boundary.COALESCE or any(
+            tree.node.is_scan or tree.kind == "memory_scan" for tree in settled.tree.walk()
+        ):
             return False
         measured = [below.measured() for below in settled.inputs.values()]
         return sum(m.bytes for m in measured) <= self._options.coordinator_threshold
@@ -228,6 +246,7 @@ class Scheduler:
         run = StageRun(stage, settled.inputs)
         measured = {number: below.measured() for number, below in settled.inputs.items()}
         self._place(run, task_count(stage, measured, self._options, len(self._live())))
+        self._report.decided(stage.number, settled.decisions)
         self._report.started(stage, [(task.index, task.url, task.tree) for task in run.tasks])
         call_all(
             [functools.partial(self._ensure, task) for task in run.tasks],
@@ -319,7 +338,7 @@ class Scheduler:
         output = task.output
         return (
             output is not None
-            and output.url not in self._lost
+            and (output.report.files is not None or output.url not in self._lost)
             and self.is_current([(task, output.key)])
         )
 
@@ -389,7 +408,6 @@ class Scheduler:
 
 
 _POLL: Final = 2.0  # seconds
-_JOINED: Final = "run by the coordinator: it reads little"
 
 
 def _replaced(tree: Tree, trees: Mapping[int, Tree]) -> Tree:
@@ -428,9 +446,15 @@ def _stage_input(leaf: Tree, run: StageRun) -> _wire.StageInput:
 
 
 def _source(output: _Output, partition: int) -> _wire.PartitionSource:
-    report = output.report.partitions[partition]
+    report, files = output.report.partitions[partition], output.report.files
     return _wire.PartitionSource(
-        output.url, output.key, partition, report.rows, report.batches, report.bytes
+        url=output.url,
+        output=output.key,
+        partition=partition,
+        rows=report.rows,
+        batches=report.batches,
+        bytes=report.bytes,
+        files=() if files is None else files[partition],
     )
 
 

@@ -7,13 +7,10 @@ error of that task and of nothing else.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import functools
 import json
-import shutil
-import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import datafusion
@@ -22,14 +19,15 @@ from pyarrow import flight
 
 from ._batches import compacted, merged_schema, stored_schema
 from ._cutter import UNDERSTOOD
-from ._exchange import Exchange, PartitionWriter, QueryReleasedError, StoredPartition
+from ._exchange import Exchange, QueryReleasedError
 from ._inputs import Fetcher, InputLostError, with_inputs
+from ._loops import run_all
+from ._partition import PartitionWriter, StoredPartition
 from ._plan_proto import PlanDecodeError, PlanNode
-from ._threads import call_all
-from ._wire import NodeMetrics, PartitionReport, TaskReport, TaskRequest
+from ._wire import INLINE_BYTES, NodeMetrics, PartitionReport, TaskReport, TaskRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from resolver._resolver import ChannelResolver
@@ -104,7 +102,12 @@ def run_task(
             raise QueryReleasedError("the coordinator has gone away, or given the task up")
 
     fetcher = Fetcher(
-        resolver, exchange, headers=headers or [], silence=request.worker_timeout, check=check
+        resolver,
+        exchange,
+        request.output,
+        headers=headers or [],
+        silence=request.worker_timeout,
+        check=check,
     )
     with exchange.task(request.output) as directory:
         fetched = directory / "inputs"
@@ -116,17 +119,20 @@ def run_task(
             lost = json.dumps({"lost": error.url}).encode()
             raise flight.FlightServerError(str(error), extra_info=lost) from error
         plan = decode_plan(node.to_bytes(), context, allow_python_udfs=allow_python_udfs)
-        results = _run_partitions(plan, context, directory, request.compression, check)
+        new_writer = functools.partial(_writer, exchange, request, directory)
+        results = _run_partitions(plan, context, new_writer, check)
         schemas = [schema for _, schema in results if schema is not None]
         schema = merged_schema(schemas) if schemas else _schema_of(node, context)
-        shutil.rmtree(fetched, ignore_errors=True)
-        exchange.publish(request.output, [partition for partition, _ in results])
+        fetcher.remove(fetched)
+        partitions = [partition for partition, _ in results]
+        exchange.publish(request.output, partitions)
     return TaskReport(
-        partitions=tuple(partition.report for partition, _ in results),
+        partitions=tuple(partition.report for partition in partitions),
         schema=stored_schema(schema).serialize().to_pybytes(),
         seconds=time.monotonic() - started,
         fetched_bytes=fetcher.fetched_bytes,
         nodes=tuple(plan_metrics(plan)),
+        files=_contents(partitions),
     )
 
 
@@ -157,13 +163,19 @@ def _check_kinds(data: bytes) -> None:
 
 
 _Result = tuple[StoredPartition, pa.Schema | None]
+_NewWriter = Callable[[int, pa.Schema], PartitionWriter]
+
+
+def _writer(
+    exchange: Exchange, request: TaskRequest, directory: Path, partition: int, schema: pa.Schema
+) -> PartitionWriter:
+    return exchange.writer(request.output, directory, partition, schema, request.compression)
 
 
 def _run_partitions(
     plan: datafusion.ExecutionPlan,
     context: datafusion.SessionContext,
-    directory: Path,
-    compression: str,
+    new_writer: _NewWriter,
     check: Callable[[], object],
 ) -> list[_Result]:
     """All partitions of the one plan object at once.
@@ -171,67 +183,17 @@ def _run_partitions(
     They share its RepartitionExec; one that nobody reads would make it buffer the rows of
     the others.
     """
-    stop = _Stop()
-    calls = [
-        functools.partial(_run_partition, plan, index, context, directory, compression, stop)
-        for index in range(plan.partition_count)
-    ]
-    try:
-        return call_all(calls, name="task", check=check)
-    finally:
-        stop.set()
-
-
-class _Stop:
-    """Ends the partitions of a task, wherever they are. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[_Result]]] = []
-        self._is_set = False
-
-    def run(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[_Result]) -> _Result:
-        with self._lock:
-            if self._is_set:
-                task.cancel()
-            self._running.append((loop, task))
-        return loop.run_until_complete(task)
-
-    def set(self) -> None:
-        with self._lock:
-            self._is_set = True
-            for loop, task in self._running:
-                with contextlib.suppress(RuntimeError):  # it has ended, and its loop with it
-                    loop.call_soon_threadsafe(task.cancel)
-
-
-def _run_partition(
-    plan: datafusion.ExecutionPlan,
-    index: int,
-    context: datafusion.SessionContext,
-    directory: Path,
-    compression: str,
-    stop: _Stop,
-) -> _Result:
-    # A blocking read could be stopped only between two batches, and an aggregation or a
-    # sort is between two batches for all its time. An awaited one is dropped at once.
-    loop = asyncio.new_event_loop()
-    try:
-        return stop.run(
-            loop, loop.create_task(_written(plan, index, context, directory, compression))
-        )
-    except asyncio.CancelledError:
-        raise QueryReleasedError("another partition of the task failed") from None
-    finally:
-        loop.close()
+    partitions = range(plan.partition_count)
+    return run_all(
+        [_written(plan, index, context, new_writer) for index in partitions], check=check
+    )
 
 
 async def _written(
     plan: datafusion.ExecutionPlan,
     index: int,
     context: datafusion.SessionContext,
-    directory: Path,
-    compression: str,
+    new_writer: _NewWriter,
 ) -> _Result:
     schema: pa.Schema | None = None
     writer: PartitionWriter | None = None
@@ -241,7 +203,7 @@ async def _written(
             if writer is None:
                 schema = batch.schema
                 stored = stored_schema(schema)
-                writer = PartitionWriter(directory, index, stored)
+                writer = new_writer(index, stored)
             if batch.num_rows:
                 writer.write(compacted(batch, stored))
         if writer is None:
@@ -250,6 +212,13 @@ async def _written(
     finally:
         if writer is not None:
             writer.close()
+
+
+def _contents(partitions: Sequence[StoredPartition]) -> tuple[tuple[bytes, ...], ...] | None:
+    """What the files of a small output hold, so that nobody need fetch them."""
+    if sum(partition.report.bytes for partition in partitions) > INLINE_BYTES:
+        return None
+    return tuple(tuple(path.read_bytes() for path in partition.files) for partition in partitions)
 
 
 def _schema_of(node: PlanNode, context: datafusion.SessionContext) -> pa.Schema:

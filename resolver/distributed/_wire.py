@@ -12,7 +12,7 @@ import binascii
 import json
 import math
 import re
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ._options import COMPRESSIONS
@@ -24,6 +24,7 @@ __all__ = [
     "AWAIT_TASK",
     "EXECUTE_TASK",
     "HEALTH",
+    "INLINE_BYTES",
     "RELEASE_QUERY",
     "RENEW_LEASE",
     "WORKER_INFO",
@@ -50,6 +51,9 @@ RENEW_LEASE: Final = "resolver.renew_lease"
 """Keep a query: its coordinator is alive."""
 WORKER_INFO: Final = "resolver.worker_info"
 HEALTH: Final = "resolver.health"
+
+INLINE_BYTES: Final = 1 << 16
+"""The output of a task up to this size goes with its report, and on to whoever reads it."""
 
 _MAX_HEADER_BYTES: Final = 1 << 20
 _MAX_REQUEST_BYTES: Final = 1 << 26  # what a task reads is listed in it
@@ -101,7 +105,8 @@ class PartitionTicket:
 class PartitionSource:
     """Where one output partition of a task is, and how much of it there is.
 
-    ``url`` is empty for a partition without batches, which nobody needs to fetch.
+    ``files`` is the partition itself, as Arrow IPC files, when it is small enough to be
+    sent along; then nobody needs to fetch it.
     """
 
     url: str
@@ -110,6 +115,7 @@ class PartitionSource:
     rows: int
     batches: int
     bytes: int
+    files: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,24 +154,24 @@ class TaskRequest:
     worker_timeout: float = 10.0
 
     def to_bytes(self) -> bytes:
+        files: list[bytes] = []
         header = {
             **asdict(self.output),
             "settings": dict(self.settings),
-            "inputs": [_dumped_input(stage_input) for stage_input in self.inputs],
+            "inputs": [_dumped_input(stage_input, files) for stage_input in self.inputs],
+            "plan": len(self.plan),
             "passthrough": list(self.passthrough),
             "wait": self.wait,
             "compression": self.compression,
             "lease": self.lease,
             "worker_timeout": self.worker_timeout,
         }
-        return _dump(header) + b"\n" + self.plan
+        return b"".join([_dump(header), b"\n", self.plan, *files])
 
     @classmethod
     def parse(cls, data: bytes) -> TaskRequest:
-        header, newline, plan = data.partition(b"\n")
-        if not newline:
-            raise WireError("a task request is a line of JSON followed by the bytes of a plan")
-        names = {"query", "stage", "task", "attempt", "settings", "inputs", "passthrough"}
+        header, body = _split(data)
+        names = {"query", "stage", "task", "attempt", "settings", "inputs", "passthrough", "plan"}
         names |= {"wait", "compression", "lease", "worker_timeout"}
         fields = _load(header, names, limit=_MAX_REQUEST_BYTES)
         settings, passthrough = fields["settings"], fields["passthrough"]
@@ -177,11 +183,14 @@ class TaskRequest:
             raise WireError(f"compression must be one of {', '.join(COMPRESSIONS)}")
         if not isinstance(fields["inputs"], list):
             raise WireError("inputs must be a list")
+        plan = body.take(fields["plan"])
+        inputs = tuple(_parsed_input(stage_input, body) for stage_input in fields["inputs"])
+        body.check_end()
         return cls(
             output=_output_key(fields),
             plan=plan,
             settings=settings,
-            inputs=tuple(_parsed_input(stage_input) for stage_input in fields["inputs"]),
+            inputs=inputs,
             passthrough=tuple(passthrough),
             wait=_seconds(fields, "wait", _MAX_WAIT),
             compression=fields["compression"],
@@ -233,7 +242,8 @@ class TaskReport:
 
     ``schema`` is the Arrow schema of its output, serialized. ``seconds`` is the time the
     task ran on the worker, ``fetched_bytes`` what it fetched from other workers, and
-    ``nodes`` the metrics of its plan, from the root down.
+    ``nodes`` the metrics of its plan, from the root down. ``files`` are those of every
+    partition, for an output of at most ``INLINE_BYTES``.
     """
 
     partitions: tuple[PartitionReport, ...]
@@ -241,23 +251,34 @@ class TaskReport:
     seconds: float
     fetched_bytes: int = 0
     nodes: tuple[NodeMetrics, ...] = ()
+    files: tuple[tuple[bytes, ...], ...] | None = None
 
     def to_bytes(self) -> bytes:
-        return _dump(
+        files = self.files
+        header = _dump(
             {
                 "partitions": [[p.rows, p.batches, p.bytes] for p in self.partitions],
                 "schema": base64.b64encode(self.schema).decode(),
                 "seconds": self.seconds,
                 "fetched_bytes": self.fetched_bytes,
                 "nodes": [[n.rows, n.seconds, n.spilled] for n in self.nodes],
+                "files": None if files is None else [[len(f) for f in each] for each in files],
             }
         )
+        return b"".join([header, b"\n", *(file for each in files or () for file in each)])
 
     @classmethod
     def parse(cls, data: bytes) -> TaskReport:
-        names = {"partitions", "schema", "seconds", "fetched_bytes", "nodes"}
-        fields = _load(data, names, limit=_MAX_REPORT_BYTES)
+        header, body = _split(data)
+        names = {"partitions", "schema", "seconds", "fetched_bytes", "nodes", "files"}
+        fields = _load(header, names, limit=_MAX_REPORT_BYTES)
         try:
+            files = None
+            if fields["files"] is not None:
+                files = tuple(tuple(map(body.take, sizes)) for sizes in fields["files"])
+                if len(files) != len(fields["partitions"]):
+                    raise WireError("as many lists of files as partitions were expected")
+            body.check_end()
             return cls(
                 partitions=tuple(
                     PartitionReport(int(rows), int(batches), int(size))
@@ -270,6 +291,7 @@ class TaskReport:
                     NodeMetrics(int(rows), float(seconds), int(spilled))
                     for rows, seconds, spilled in fields["nodes"]
                 ),
+                files=files,
             )
         except (TypeError, ValueError, binascii.Error) as error:
             raise WireError(f"malformed task report: {error}") from error
@@ -281,6 +303,33 @@ def parse_query_id(data: bytes) -> str:
         return _query_id(data.decode("ascii"))
     except UnicodeDecodeError as error:
         raise WireError("a query id is 32 hexadecimal digits") from error
+
+
+class _Body:
+    """What follows the line of JSON of a message: pieces one after the other."""
+
+    def __init__(self, data: bytes, start: int) -> None:
+        self._data = data
+        self._at = start
+
+    def take(self, size: object) -> bytes:
+        end = self._at + size if type(size) is int and size >= 0 else -1
+        if not self._at <= end <= len(self._data):
+            raise WireError("a message is shorter than it says, or a size in it is none")
+        piece = self._data[self._at : end]
+        self._at = end
+        return piece
+
+    def check_end(self) -> None:
+        if self._at != len(self._data):
+            raise WireError("a message is longer than it says")
+
+
+def _split(data: bytes) -> tuple[bytes, _Body]:
+    end = data.find(b"\n")
+    if end < 0:
+        raise WireError("a message is a line of JSON and what it describes")
+    return data[:end], _Body(data, end + 1)
 
 
 def _dump(value: Mapping[str, Any]) -> bytes:
@@ -332,18 +381,26 @@ def _all_strings(values: Iterable[object]) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
-def _dumped_input(stage_input: StageInput) -> dict[str, Any]:
-    return {
-        "number": stage_input.number,
-        "schema": base64.b64encode(stage_input.schema).decode(),
-        "partitions": [
-            [[s.url, *astuple(s.output), s.partition, s.rows, s.batches, s.bytes] for s in sources]
-            for sources in stage_input.partitions
-        ],
-    }
+def _dumped_input(stage_input: StageInput, files: list[bytes]) -> dict[str, Any]:
+    partitions = []
+    for sources in stage_input.partitions:
+        dumped = []
+        for source in sources:
+            key = source.output
+            dumped.append(
+                [
+                    *(source.url, key.query, key.stage, key.task, key.attempt),
+                    *(source.partition, source.rows, source.batches, source.bytes),
+                    [len(file) for file in source.files],
+                ]
+            )
+            files.extend(source.files)
+        partitions.append(dumped)
+    schema = base64.b64encode(stage_input.schema).decode()
+    return {"number": stage_input.number, "schema": schema, "partitions": partitions}
 
 
-def _parsed_input(value: object) -> StageInput:
+def _parsed_input(value: object, body: _Body) -> StageInput:
     if not isinstance(value, dict) or value.keys() != {"number", "schema", "partitions"}:
         raise WireError("an input has exactly the fields number, partitions and schema")
     try:
@@ -351,7 +408,7 @@ def _parsed_input(value: object) -> StageInput:
             number=_index(value, "number"),
             schema=base64.b64decode(value["schema"], validate=True),
             partitions=tuple(
-                tuple(_parsed_source(*source) for source in sources)
+                tuple(_parsed_source(source, body) for source in sources)
                 for sources in value["partitions"]
             ),
         )
@@ -361,12 +418,25 @@ def _parsed_input(value: object) -> StageInput:
         raise WireError("malformed input of a task") from error
 
 
-def _parsed_source(url: object, query: object, *numbers: object) -> PartitionSource:
-    if not isinstance(url, str):
+_SOURCE_FIELDS: Final = (
+    *("url", "query", "stage", "task", "attempt"),
+    *("partition", "rows", "batches", "bytes", "files"),
+)
+
+
+def _parsed_source(values: Iterable[object], body: _Body) -> PartitionSource:
+    fields: dict[str, Any] = dict(zip(_SOURCE_FIELDS, values, strict=True))
+    if not isinstance(fields["url"], str):
         raise WireError("the URL of a source must be a string")
-    names = ("stage", "task", "attempt", "partition", "rows", "batches", "bytes")
-    fields = {"query": query, **dict(zip(names, numbers, strict=True))}
-    rows, batches, size = (_index(fields, name, limit=1 << 60) for name in names[4:])
+    rows, batches, size = (
+        _index(fields, name, limit=1 << 60) for name in ("rows", "batches", "bytes")
+    )
     return PartitionSource(
-        url, _output_key(fields), _index(fields, "partition"), rows, batches, size
+        fields["url"],
+        _output_key(fields),
+        _index(fields, "partition"),
+        rows,
+        batches,
+        size,
+        tuple(body.take(length) for length in fields["files"]),
     )
