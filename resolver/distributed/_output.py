@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import math
+from collections import Counter
 from decimal import Decimal
 from itertools import chain
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -84,19 +85,20 @@ def table_text(schema: pa.Schema, batches: Iterable[pa.RecordBatch], most: int) 
         if rows < most:
             shown.append(batch.slice(0, most - rows))
         rows += batch.num_rows
-    table = pa.Table.from_batches(shown, None if shown else schema)
+    if not rows:  # of which DataFusion shows no columns
+        edge = "+".join(["", *("-" * (len(name) + 2) for name in schema.names), ""])
+        return f"{edge}\n| {' | '.join(schema.names)} |\n{edge}", 0
+    table = pa.Table.from_batches(shown)
     # Columns may share a name, which DataFusion allows in a result and not in a table.
-    unique = [f"{position}" for position in range(table.num_columns)]
+    seen: Counter[str] = Counter()
+    unique = []
+    for name in table.column_names:
+        unique.append(name + " " * seen[name])
+        seen[name] += 1
     frame = datafusion.SessionContext().from_arrow(table.rename_columns(unique))
-    named = frame.select(
-        *(
-            datafusion.col(f'"{number}"').alias(name)
-            for number, name in zip(unique, table.column_names, strict=True)
-        )
-    )
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        named.show(most)
+        frame.show(most)
     return text.getvalue().removeprefix("DataFrame()\n").rstrip("\n"), rows
 
 

@@ -163,7 +163,7 @@ class _Runner:
     def _batches(self, frame: DataFrame) -> Iterator[pa.RecordBatch]:
         """The rows of ``frame``, its stages having run."""
         if self._request.progress:
-            with ProgressLine(sys.stderr) as line:
+            with contextlib.closing(ProgressLine(sys.stderr)) as line:
                 stream, _ = start(frame, line)
         else:
             stream, _ = start(frame)
