@@ -215,11 +215,13 @@ class _Adapter:
             return join.over(*(self.adapt(side, free=False) for side in join.children))
         sides = []
         for (side, adapter), keys in zip(freed, join.node.join_keys, strict=True):
-            if adapter is None and _is_hashed_by(side, keys, partitions):
+            if adapter is not None:
+                sides.append(self._reshuffled(side, keys, partitions, adapter))
+            elif _is_hashed_by(side, keys, partitions):
                 sides.append(side)
-                continue
-            side = side if adapter is not None else self.adapt(side, free=True)
-            sides.append(self._reshuffled(side, keys, partitions, adapter))
+            else:
+                other = self.adapt(side, free=True)
+                sides.append(self._reshuffled(other, keys, partitions, None))
         return join.over(*sides)
 
     def _aggregate(self, aggregate: Tree) -> Tree:

@@ -22,7 +22,6 @@ __all__ = [
     "has_dictionary",
     "merged_schema",
     "plain_schema",
-    "renamed",
     "stored_schema",
 ]
 
@@ -69,13 +68,6 @@ def _merged_field(one: pa.Field, other: pa.Field) -> pa.Field:
     if one.type != other.type:
         raise ValueError(f"they disagree about the type of {one.name}: {one.type}, {other.type}")
     return one.with_nullable(one.nullable or other.nullable)
-
-
-def renamed(batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
-    """``batch`` with these names; one without columns stays as it is."""
-    if batch.num_columns == 0 or batch.schema.names == list(names):
-        return batch
-    return batch.rename_columns(list(names))
 
 
 def compacted(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

@@ -11,13 +11,11 @@ import threading
 import time
 import uuid
 import weakref
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import datafusion
-import pyarrow as pa
 
 from . import _wire
-from ._batches import renamed, stored_schema
 from ._calls import WorkerCalls
 from ._errors import DistributedError
 from ._inputs import Fetcher, InputLostError, scan_of_nothing, with_inputs
@@ -28,7 +26,9 @@ from ._threads import call_all, call_interruptibly
 from ._tree import Boundary, Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping
+
+    import pyarrow as pa
 
     from resolver._resolver import ChannelResolver
 
@@ -55,12 +55,10 @@ class HeadRun:
         node: PlanNode,
         exchange: Exchange,
         query: str,
-        names: Sequence[str],
         report: RunReport,
     ) -> None:
         self._context = context
         self._node = node
-        self._names = tuple(names)
         self.report: Final = report
         self.close: Final[Callable[[], object]] = weakref.finalize(self, exchange.release, query)
 
@@ -69,12 +67,14 @@ class HeadRun:
         plan = self._decode(self._node)
         if plan.partition_count > 1:
             plan = self._decode(self._node.coalesced())
-        return self._executed(plan, 0)
+        return self._context.execute(plan, 0)
 
     def analyze(self) -> RunReport:
         """Read all rows, keep none, and return the report of the whole query."""
         plan = self._decode(self._node.coalesced())
-        self.report.head_rows = sum(item.to_pyarrow().num_rows for item in self._executed(plan, 0))
+        self.report.head_rows = sum(
+            item.to_pyarrow().num_rows for item in self._context.execute(plan, 0)
+        )
         # The head's own, below the coalesce that was put over it.
         self.report.head_nodes = tuple(plan_metrics(plan))[1:]
         return self.report
@@ -82,7 +82,7 @@ class HeadRun:
     def partition_streams(self) -> list[datafusion.RecordBatchStream]:
         """One stream per partition. Read them all, at the same time."""
         plan = self._decode(self._node)
-        return [self._executed(plan, index) for index in range(plan.partition_count)]
+        return [self._context.execute(plan, index) for index in range(plan.partition_count)]
 
     def partitions(self) -> list[list[pa.RecordBatch]]:
         """The batches of every partition."""
@@ -93,40 +93,8 @@ class HeadRun:
         streams = self.partition_streams()
         return call_all([functools.partial(read, stream) for stream in streams], name="head")
 
-    def _executed(self, plan: datafusion.ExecutionPlan, index: int) -> _Stream:
-        return _Stream(self._context.execute(plan, index), self._names)
-
     def _decode(self, node: PlanNode) -> datafusion.ExecutionPlan:
         return datafusion.ExecutionPlan.from_bytes(self._context, node.to_bytes())
-
-
-class _Stream(datafusion.RecordBatchStream):
-    """A stream whose batches bear the query's own names."""
-
-    def __init__(self, stream: datafusion.RecordBatchStream, names: tuple[str, ...]) -> None:
-        super().__init__(stream.rbs)
-        self._names = names
-
-    def __next__(self) -> Any:
-        return _Batch(super().__next__(), self._names)
-
-    async def __anext__(self) -> Any:
-        return _Batch(await super().__anext__(), self._names)
-
-
-class _Batch(datafusion.RecordBatch):
-    """Stage output may have other names, where the query's own were not unique."""
-
-    def __init__(self, batch: datafusion.RecordBatch, names: tuple[str, ...]) -> None:
-        super().__init__(batch.record_batch)
-        self._names = names
-
-    def to_pyarrow(self) -> pa.RecordBatch:
-        return renamed(super().to_pyarrow(), self._names)
-
-    def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]:
-        pair: tuple[object, object] = self.to_pyarrow().__arrow_c_array__(requested_schema)
-        return pair
 
 
 def run(
@@ -138,14 +106,12 @@ def run(
     settings: Mapping[str, str],
     headers: Mapping[str, str],
     options: DistributedOptions,
-    names: Sequence[str],
     report: RunReport,
 ) -> HeadRun:
     """Run the stages of ``plan`` and return its head, ready to be read.
 
-    ``context`` is a session to run the head in, ``headers`` go with every call and
-    ``names`` are the columns of the result. Blocks until the head's input is in
-    ``exchange``. Raises ``TaskFailedError`` with DataFusion's message, ``WorkerLostError``
+    ``context`` is a session to run the head in and ``headers`` go with every call. Blocks
+    until the head's input is in ``exchange``. Raises ``TaskFailedError`` with DataFusion's message, ``WorkerLostError``
     or ``WorkerConnectError`` naming URLs; then, and when interrupted, the query is ended
     on every worker first.
     """
@@ -185,7 +151,8 @@ def run(
     started = time.monotonic()
     try:
         node = call_interruptibly(
-            lambda: _head(plan, scheduler, new_fetcher, context, exchange, report), name="query"
+            lambda: _head(plan, scheduler, new_fetcher, context, exchange, report=report),
+            name="query",
         )
     except BaseException:
         exchange.release(query)
@@ -196,7 +163,7 @@ def run(
         scheduler.end()
         calls.release(scheduler.called, query)
         report.seconds = time.monotonic() - started
-    return HeadRun(context, node, exchange, query, names, report)
+    return HeadRun(context, node, exchange, query, report)
 
 
 def _head(
@@ -205,6 +172,7 @@ def _head(
     new_fetcher: Callable[[_wire.OutputKey], Fetcher],
     context: datafusion.SessionContext,
     exchange: Exchange,
+    *,
     report: RunReport,
 ) -> PlanNode:
     """The plan of the head, over the files that it reads."""
@@ -231,8 +199,10 @@ def _without_rows(tree: Tree, *, context: datafusion.SessionContext, exchange: E
     probe = PlanNode.parse(_uncut(tree).to_bytes()).without_rows().always_one_row()
     plan = datafusion.ExecutionPlan.from_bytes(context, probe.to_bytes())
     schemas = [item.to_pyarrow().schema for item in context.execute(plan, 0)]
-    scan = scan_of_nothing(stored_schema(schemas[0]), tree.partitions, exchange.path, context)
-    return Tree(scan, f"EmptyExec: in place of {tree.name}")
+    scan = scan_of_nothing(schemas[0], tree.partitions, exchange.path, context)
+    # A scan, or names over one.
+    leaf = Tree((scan.children or (scan,))[0], f"EmptyExec: in place of {tree.name}")
+    return Tree(scan.bare(), f"ProjectionExec: of {tree.name}", (leaf,)) if scan.children else leaf
 
 
 def _uncut(tree: Tree) -> PlanNode:

@@ -18,6 +18,7 @@ from pyarrow import flight
 
 from resolver._errors import ResolverError
 
+from ._batches import stored_schema
 from ._errors import DistributedError
 from ._partition import PartitionWriter
 from ._plan_proto import FileEntry, PlanNode
@@ -90,7 +91,7 @@ class Fetcher:
                     missing[source.url].append((index, source))
         if not missing:
             return found
-        schema = _deserialized(stage_input.schema)
+        schema = stored_schema(_deserialized(stage_input.schema))
         directory.mkdir(parents=True, exist_ok=True)
 
         def fetch_from(url: str) -> list[tuple[PartitionSource, tuple[Path, ...]]]:
@@ -195,12 +196,12 @@ def with_inputs(
     scans: dict[int, PlanNode] = {}
     for stage_input in inputs:
         files = fetcher.bring(stage_input, directory / f"input-{stage_input.number}")
-        template = _template(stage_input.schema, directory, context)
+        schema = _deserialized(stage_input.schema)
         groups = [
             [_entry(path) for source in partition for path in files[source]]
             for partition in stage_input.partitions
         ]
-        scans[stage_input.number] = template.with_files(groups)
+        scans[stage_input.number] = _scan(schema, groups, directory, context)
     return plan.replaced(
         lambda node: scans[node.stage_number] if node.kind == "stage_input" else None
     )
@@ -210,28 +211,41 @@ def scan_of_nothing(
     schema: pa.Schema, partitions: int, directory: Path, context: datafusion.SessionContext
 ) -> PlanNode:
     """A scan of no files, with these columns and partitions."""
-    template = _template(schema.serialize().to_pybytes(), directory, context)
-    return template.with_files([[]] * partitions)
+    return _scan(schema, [[]] * partitions, directory, context)
+
+
+def _scan(
+    schema: pa.Schema,
+    groups: Sequence[Sequence[FileEntry]],
+    directory: Path,
+    context: datafusion.SessionContext,
+) -> PlanNode:
+    """A scan of these files, with the names that the plan has for their columns."""
+    stored = stored_schema(schema)
+    scan = _template(stored, directory, context).with_files(groups)
+    # What is above finds columns by name as well as by position: a join checks both.
+    return scan if stored.names == schema.names else scan.renamed(stored.names, schema.names)
 
 
 _templates: dict[bytes, PlanNode] = {}
 _TEMPLATES_KEPT: Final = 512
 
 
-def _template(schema: bytes, directory: Path, context: datafusion.SessionContext) -> PlanNode:
+def _template(schema: pa.Schema, directory: Path, context: datafusion.SessionContext) -> PlanNode:
     """How DataFusion itself encodes a scan of an Arrow file with this schema."""
-    known = _templates.get(schema)
+    key = schema.serialize().to_pybytes()
+    known = _templates.get(key)
     if known is not None:
         return known
     path = directory / f"schema-{uuid.uuid4().hex}.arrow"
-    with pa.ipc.new_file(str(path), _deserialized(schema)):
+    with pa.ipc.new_file(str(path), schema):
         pass
     plan = context.read_arrow(str(path)).execution_plan()
     path.unlink()
     template = PlanNode.parse(plan.to_bytes(context))
     if len(_templates) >= _TEMPLATES_KEPT:
         _templates.clear()
-    _templates[schema] = template
+    _templates[key] = template
     return template
 
 

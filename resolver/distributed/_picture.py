@@ -72,10 +72,10 @@ def svg(plan: DistributedPlan | SingleNodePlan) -> str:
     shapes: list[str] = []
     bottom = _drawn(root, _GAP / 2, _GAP / 2, shapes)
     width, height = root.span + _GAP, bottom + _GAP / 2
+    size, box = f"width='{width:.0f}' height='{height:.0f}'", f"{width:.0f} {height:.0f}"
     return "\n".join(
         [
-            f"<svg xmlns='http://www.w3.org/2000/svg' width='{width:.0f}' "
-            f"height='{height:.0f}' viewBox='0 0 {width:.0f} {height:.0f}'>",
+            f"<svg xmlns='http://www.w3.org/2000/svg' {size} viewBox='0 0 {box}'>",
             "<rect width='100%' height='100%' fill='white'/>",
             *shapes,
             "</svg>\n",

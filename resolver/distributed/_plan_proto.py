@@ -68,6 +68,13 @@ _MESSAGES: Final[dict[str, tuple[_Field, ...]]] = {
         ("right", 2, "child", False),
         ("join_type", 3, "int32", False),
     ),
+    "Projection": (
+        ("input", 1, "child", False),
+        ("expressions", 2, "Expression", True),
+        ("names", 3, "string", True),
+    ),
+    "Expression": (("column", 1, "Column", False),),
+    "Column": (("name", 1, "string", False), ("index", 2, "uint32", False)),
     "JoinOn": (("left", 1, "bytes", False), ("right", 2, "bytes", False)),
     "Hash": (("expressions", 1, "bytes", True), ("partition_count", 2, "uint64", False)),
     "Partitioning": (("round_robin", 1, "uint64", False), ("hash", 2, "Hash", False)),
@@ -99,7 +106,7 @@ _KINDS: Final[dict[str, tuple[int, str]]] = {
     "parquet_scan": (1, "Scan"),
     "csv_scan": (2, "Scan"),
     "empty": (3, "Opaque"),
-    "projection": (4, "Unary"),
+    "projection": (4, "Projection"),
     "global_limit": (6, "Unary"),
     "local_limit": (7, "Unary"),
     "aggregate": (8, "Aggregate"),
@@ -201,6 +208,7 @@ def _node_class() -> Any:
     scalars = {
         "int32": proto.TYPE_INT32,
         "int64": proto.TYPE_INT64,
+        "uint32": proto.TYPE_UINT32,
         "uint64": proto.TYPE_UINT64,
         "bool": proto.TYPE_BOOL,
         "bytes": proto.TYPE_BYTES,
@@ -492,6 +500,16 @@ class PlanNode:
                     last_modified_ns=entry.mtime_ns,
                 )
         return copy
+
+    def renamed(self, old: Sequence[str], new: Sequence[str]) -> PlanNode:
+        """The plan's columns, ``old`` by name, under other names, which may repeat."""
+        message = _Message()
+        message.projection.input = self.to_bytes()
+        message.projection.names.extend(new)
+        for index, name in enumerate(old):
+            column = message.projection.expressions.add().column
+            column.name, column.index = name, index
+        return PlanNode(message)
 
     def replaced(self, replace: Callable[[PlanNode], PlanNode | None]) -> PlanNode:
         """The plan with every node for which ``replace`` gives another replaced by that."""

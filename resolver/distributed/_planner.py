@@ -18,12 +18,12 @@ from ._settings import EXECUTION
 from ._stage import DistributedPlan, SingleNodePlan, plan_lines
 from ._task import InvalidPlanError, decode_plan
 from ._tree import TreeError, tree_of
-from ._workers import WorkerSlots
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from ._tree import Stage
+    from ._workers import WorkerSlots
 
 __all__ = ["DistributedPhysicalOptimizerRule", "first_line", "single_node"]
 

@@ -161,37 +161,45 @@ class Scheduler:
                     prepared[number] = result
                 else:
                     runs[number] = result
-            adapted = adapt(
-                tree,
-                {number: run.measured() for number, run in runs.items()},
-                {
-                    # Its repartition was the shuffle that is not needed.
-                    number: probe.tree.children[0]
-                    for number, probe in prepared.items()
-                    if number not in runs
-                },
-                self._options,
-                empty=self._empty,
-                new_number=self._new_number,
-            )
-            tree = adapted.tree
-            decisions.update(dict.fromkeys(adapted.decisions))
-            below_all = {**runs}
-            for probe in prepared.values():
-                below_all.update(probe.inputs)
-            for created in adapted.created:
-                prepared[created.number] = _Settled(
-                    created.tree,
-                    {below.number: below_all[below.number] for below in created.inputs},
-                )
-            for leaf in tree.walk():
-                if leaf.source is not None and leaf.source.number in below_all:
-                    runs[leaf.source.number] = below_all[leaf.source.number]
+            tree = self._adapted(tree, runs, prepared, decisions)
         needed = {below.number for below in inputs}
         for number, probe in prepared.items():
             if number not in needed:  # its decisions are this stage's now
                 decisions.update(dict.fromkeys(probe.decisions))
         return _Settled(tree, {number: runs[number] for number in sorted(needed)}, tuple(decisions))
+
+    def _adapted(
+        self,
+        tree: Tree,
+        runs: dict[int, StageRun],
+        prepared: dict[int, _Settled],
+        decisions: dict[str, None],
+    ) -> Tree:
+        """``tree`` after what is known now; what it reads is put into ``runs``, or prepared."""
+        adapted = adapt(
+            tree,
+            {number: run.measured() for number, run in runs.items()},
+            {
+                # Its repartition was the shuffle that is not needed.
+                number: probe.tree.children[0]
+                for number, probe in prepared.items()
+                if number not in runs
+            },
+            self._options,
+            empty=self._empty,
+            new_number=self._new_number,
+        )
+        decisions.update(dict.fromkeys(adapted.decisions))
+        known = dict(runs)
+        for probe in prepared.values():
+            known.update(probe.inputs)
+        for created in adapted.created:
+            inputs = {below.number: known[below.number] for below in created.inputs}
+            prepared[created.number] = _Settled(created.tree, inputs)
+        for leaf in adapted.tree.walk():
+            if leaf.source is not None and leaf.source.number in known:
+                runs[leaf.source.number] = known[leaf.source.number]
+        return adapted.tree
 
     def _completed(
         self, stage: Stage, prepared: Mapping[int, _Settled]
@@ -453,7 +461,7 @@ def _source(output: _Output, partition: int) -> _wire.PartitionSource:
         partition=partition,
         rows=report.rows,
         batches=report.batches,
-        bytes=report.bytes,
+        size=report.bytes,
         files=() if files is None else files[partition],
     )
 
@@ -464,8 +472,9 @@ def _schema(reports: Sequence[_wire.TaskReport]) -> bytes:
         return encoded.pop()
     schemas = [pa.ipc.read_schema(pa.py_buffer(data)) for data in sorted(encoded)]
     try:
-        return merged_schema(schemas).serialize().to_pybytes()
+        merged: bytes = merged_schema(schemas).serialize().to_pybytes()
     except ValueError as error:
         raise DistributedError(
             f"the tasks of one stage have no schema in common: {error}"
         ) from error
+    return merged

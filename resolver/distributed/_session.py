@@ -27,8 +27,8 @@ from ._dataframe import DataFrame, returns_frame
 from ._exchange import Exchange
 from ._executor import HeadRun, encoded_headers, run
 from ._lookalikes import bears_a_builtin_name, spark_functions_were_used
-from ._planner import first_line, single_node
 from ._plan_proto import PlanNode
+from ._planner import first_line, single_node
 from ._registered import ObjectStore, hand_over_functions
 from ._report import RunReport
 from ._settings import EXECUTION, PLANNING, derive_context, non_default_settings
@@ -209,7 +209,6 @@ class SessionContext(datafusion.SessionContext):
             settings=non_default_settings(self),
             headers=headers,
             options=self.state.options,
-            names=frame.schema().names,
             report=report,
         )
 

@@ -128,7 +128,7 @@ def run_task(
         exchange.publish(request.output, partitions)
     return TaskReport(
         partitions=tuple(partition.report for partition in partitions),
-        schema=stored_schema(schema).serialize().to_pybytes(),
+        schema=schema.serialize().to_pybytes(),
         seconds=time.monotonic() - started,
         fetched_bytes=fetcher.fetched_bytes,
         nodes=tuple(plan_metrics(plan)),

@@ -114,7 +114,7 @@ class PartitionSource:
     partition: int
     rows: int
     batches: int
-    bytes: int
+    size: int
     files: tuple[bytes, ...] = ()
 
 
@@ -390,7 +390,7 @@ def _dumped_input(stage_input: StageInput, files: list[bytes]) -> dict[str, Any]
             dumped.append(
                 [
                     *(source.url, key.query, key.stage, key.task, key.attempt),
-                    *(source.partition, source.rows, source.batches, source.bytes),
+                    *(source.partition, source.rows, source.batches, source.size),
                     [len(file) for file in source.files],
                 ]
             )
@@ -420,7 +420,7 @@ def _parsed_input(value: object, body: _Body) -> StageInput:
 
 _SOURCE_FIELDS: Final = (
     *("url", "query", "stage", "task", "attempt"),
-    *("partition", "rows", "batches", "bytes", "files"),
+    *("partition", "rows", "batches", "size", "files"),
 )
 
 
@@ -429,7 +429,7 @@ def _parsed_source(values: Iterable[object], body: _Body) -> PartitionSource:
     if not isinstance(fields["url"], str):
         raise WireError("the URL of a source must be a string")
     rows, batches, size = (
-        _index(fields, name, limit=1 << 60) for name in ("rows", "batches", "bytes")
+        _index(fields, name, limit=1 << 60) for name in ("rows", "batches", "size")
     )
     return PartitionSource(
         fields["url"],
