@@ -79,6 +79,7 @@ this machine only, unless it has a TLS certificate and a token (or a client CA):
 
   python -m resolver worker --listen grpc://127.0.0.1:50051
   python -m resolver worker --listen grpc+tls://0.0.0.0:50051 \\
+      --advertise grpc+tls://worker7.example:50051 \\
       --tls-certificate server.pem --tls-key server.key --token-file token.txt
 
 A custom ChannelResolver is registered here as in the session, by a session builder:
@@ -210,7 +211,11 @@ def _add_worker(parser: argparse.ArgumentParser) -> None:
         default="grpc://127.0.0.1:0",
         help="address to listen on; port 0 takes a free one (default: %(default)s)",
     )
+    add("--advertise", metavar="URL", help="URL by which others reach it, if not the one above")
+    add("--slots", metavar="N", type=_count, help="tasks to run at once (default: usable CPUs)")
+    add("--worker-version", metavar="TEXT", default="", help="what it says its version is")
     add("--exchange-dir", metavar="DIR", help="where stage output goes while a query runs")
+    add("--exchange-quota", metavar="BYTES", type=_count, help="most bytes to keep there")
     add(
         "--session-builder",
         metavar="MODULE:FUNCTION",
@@ -316,18 +321,26 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _worker(arguments: argparse.Namespace) -> int:
     from .distributed import Worker
-    from .distributed._serve import Owner, serve
+    from .distributed._serve import Owner, inherited_token, serve
 
     builder = None if arguments.session_builder is None else _function(arguments.session_builder)
-    worker = Worker(builder, allow_python_udfs=arguments.allow_python_udfs)
+    worker = Worker(
+        builder,
+        allow_python_udfs=arguments.allow_python_udfs,
+        exchange_quota=arguments.exchange_quota,
+    ).with_version(arguments.worker_version)
+    if arguments.slots is not None:
+        worker.with_slots(arguments.slots)
     token = arguments.token_file
+    inherited = inherited_token()
     server = worker.into_flight_server(
         arguments.listen,
         exchange_dir=arguments.exchange_dir,
+        advertise=arguments.advertise,
         tls_certificate=_contents(arguments.tls_certificate),
         tls_key=_contents(arguments.tls_key),
         client_ca=_contents(arguments.client_ca),
-        token=None if token is None else token.read_text().strip(),
+        token=inherited if token is None else token.read_text().strip(),
         insecure=arguments.insecure,
     )
     owner = None if arguments.owner is None else Owner(arguments.owner, arguments.owner_dir)

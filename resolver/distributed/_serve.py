@@ -1,6 +1,7 @@
 """The life of a worker process: announce it, wait, stop cleanly.
 
-A worker ends on SIGTERM or SIGINT or, when it has an owner, together with it: the owner
+A worker ends on SIGTERM or SIGINT, once the queries it serves are over or it is told
+again, or, when it has an owner, together with it: the owner
 holds the other end of standard input, so its end reaches us even if it is killed, and
 should a copy of that end live on in some other process, we notice that our parent is
 another one. Flight is not this module's business.
@@ -15,6 +16,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
 
     from ._worker import WorkerServer
 
-__all__ = ["Owner", "serve"]
+__all__ = ["TOKEN_VARIABLE", "Owner", "inherited_token", "serve"]
+
+TOKEN_VARIABLE: Final = "RESOLVER_WORKER_TOKEN"  # noqa: S105  # a name, not a token
+"""The environment variable in which an owner hands its workers their token."""
 
 _PARENT_POLL: Final = 0.5  # seconds
 _SIGNAL_POLL: Final = 0.2  # seconds
@@ -30,6 +35,9 @@ _SIGNAL_POLL: Final = 0.2  # seconds
 # waiting for them. gRPC itself would wait for as long as a peer keeps its socket open.
 _STOP_TIMEOUT: Final = 10.0
 _ORPHAN_STOP_TIMEOUT: Final = 1.0
+# Seconds for which a worker that is told to stop serves the queries it has begun; less
+# than the 30 s after which supervisors commonly kill.
+_DRAIN_TIMEOUT: Final = 20.0
 
 
 class Owner:
@@ -66,15 +74,27 @@ class Owner:
             shutil.rmtree(self.directory, ignore_errors=True)
 
 
+def inherited_token() -> str | None:
+    """The token that this process was started with; its own children do not inherit it."""
+    return os.environ.pop(TOKEN_VARIABLE, None)
+
+
 def serve(server: WorkerServer, owner: Owner | None = None) -> None:
     """Announce ``server`` on standard output, as a line of JSON, and serve until told to stop.
 
-    Call it on the main thread, where signals arrive.
+    Call it on the main thread, where signals arrive. The first signal drains the worker,
+    a second one, or the end of the owner, stops it.
     """
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    drain, stop = threading.Event(), threading.Event()
+
+    def told(*_: object) -> None:
+        if drain.is_set():
+            stop.set()
+        drain.set()
+
+    signal.signal(signal.SIGTERM, told)
     if owner is None:
-        signal.signal(signal.SIGINT, lambda *_: stop.set())
+        signal.signal(signal.SIGINT, told)
     else:
         # Ctrl-C reaches the whole process group; when we end is for the owner to decide.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -87,8 +107,13 @@ def serve(server: WorkerServer, owner: Owner | None = None) -> None:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     # A signal may land on one of gRPC's threads, which does not wake this one; and only
     # this one runs the handler.
-    while not stop.wait(_SIGNAL_POLL):
+    while not (drain.is_set() or stop.wait(_SIGNAL_POLL)):
         pass
+    server.start_draining()
+    deadline = time.monotonic() + _DRAIN_TIMEOUT
+    while not server.is_idle and time.monotonic() < deadline:
+        if stop.wait(_SIGNAL_POLL):
+            break
     orphaned = owner is not None and owner.is_gone
     timeout = _ORPHAN_STOP_TIMEOUT if orphaned else _STOP_TIMEOUT
     last_resort = threading.Timer(timeout, _cut_off, (owner,))
@@ -96,6 +121,10 @@ def serve(server: WorkerServer, owner: Owner | None = None) -> None:
     last_resort.start()
     server.shutdown()
     last_resort.cancel()
+    if not server.is_idle:
+        # A task has not noticed yet that it is over. An interpreter that ended now would
+        # pull its thread out from under DataFusion's code.
+        _cut_off(owner)
     if owner is not None:
         owner.clean_up()
 

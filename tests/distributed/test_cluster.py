@@ -19,7 +19,7 @@ from resolver.distributed import (
     SessionStateBuilder,
     WorkerResolver,
 )
-from resolver.distributed._executor import worker_info
+from resolver.distributed._calls import worker_info
 from resolver.distributed._tpch import QUERIES
 from tests.support.distributed import eventually, names
 

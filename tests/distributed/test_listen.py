@@ -53,9 +53,25 @@ def test_other_machines_need_tls_and_a_secret(location, tls):
     for guard in (Guard(), Guard(token=TOKEN), Guard(**tls)):
         with pytest.raises(InsecureListenError, match="insecure=True"):
             ListenAddress.parse(location, guard)
-    ListenAddress.parse(location, Guard(**tls, token=TOKEN))
-    ListenAddress.parse(location, Guard(**tls, client_ca=b"ca"))
-    ListenAddress.parse(location, Guard(), insecure=True)
+    secure, plain = "https://worker7.example:1", "http://worker7.example:1"
+    ListenAddress.parse(location, Guard(**tls, token=TOKEN), advertise=secure)
+    ListenAddress.parse(location, Guard(**tls, client_ca=b"ca"), advertise=secure)
+    ListenAddress.parse(location, Guard(), insecure=True, advertise=plain)
+
+
+@pytest.mark.parametrize("location", ["grpc://0.0.0.0:0", "grpc://[::]:0"])
+def test_an_address_that_nobody_can_call_is_not_announced(location):
+    with pytest.raises(ValueError, match="--advertise"):
+        ListenAddress.parse(location, Guard(), insecure=True)
+    with pytest.raises(ValueError, match="cannot be advertised"):
+        ListenAddress.parse(location, Guard(), insecure=True, advertise=location)
+    with pytest.raises(ValueError, match="TLS"):
+        ListenAddress.parse(location, Guard(), insecure=True, advertise="https://worker7.example:1")
+    for port, url in (("7", "http://worker7.example:7"), ("0", "http://worker7.example:5005")):
+        address = ListenAddress.parse(
+            location, Guard(), insecure=True, advertise=f"grpc://worker7.example:{port}"
+        )
+        assert address.worker_url(5005, Guard()) == url
 
 
 @pytest.mark.parametrize(
