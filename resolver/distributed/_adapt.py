@@ -56,7 +56,6 @@ _ANY_PARTITION: Final = frozenset(
 _GROUPS_WITHIN_PARTITIONS: Final = frozenset(
     {AggregateMode.FINAL_PARTITIONED, AggregateMode.SINGLE_PARTITIONED}
 )
-_SORTED: Final = frozenset({"sort", "sort_preserving_merge", "sort_merge_join", "window"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +234,7 @@ class _Adapter:
 
     def _freed(self, side: Tree) -> tuple[Tree, _Adapter | None]:
         """``side`` as it would run if it were shuffled once more, if that saves a shuffle."""
-        if side.source is not None or _may_be_sorted(side):
+        if side.source is not None or side.may_be_sorted:
             return side, None
         adapter = _Adapter(*self._arguments)
         freed = adapter.adapt(side, free=True)
@@ -261,16 +260,6 @@ def _is_hashed_by(side: Tree, keys: Sequence[bytes], partitions: int) -> bool:
         return False
     top = side.source.tree.node
     return top.hash_expressions == tuple(keys) and top.hash_partitions == partitions
-
-
-def _may_be_sorted(tree: Tree) -> bool:
-    """Whether what is above could count on an order that a shuffle would destroy."""
-    return any(
-        node.kind in _SORTED
-        or "output_ordering" in node.line
-        or (node.source is not None and _may_be_sorted(node.source.whole))
-        for node in tree.walk()
-    )
 
 
 def rows_and_bytes(measured: Mapping[int, Measured], tree: Tree) -> Measured:

@@ -89,6 +89,9 @@ class _Cutter:
         if node.is_round_robin:
             # Only spreads rows evenly within one process, which a task has no use for.
             return self._within(tree.children[0])
+        if tree.keeps_order:
+            # What is above may count on it, and a scan of stage output would not declare it.
+            return tree.over(self._within(tree.children[0]))
         if node.is_hash_repartition:
             below = self._within(tree.children[0])
             return self._input(Boundary.SHUFFLE, tree.over(below), tree)
@@ -105,7 +108,7 @@ class _Cutter:
         if left.kind == "coalesce_partitions" and not left.node.has_fetch:
             left = left.children[0]
         build = self._input(Boundary.BROADCAST, self._within(left), left)
-        if join.emits_build_side:
+        if join.emits_build_side and not right.may_be_sorted:
             # One task runs it, so at least what it reads is made by all.
             return join.over(build, self._closed(Boundary.COALESCE, right))
         return join.over(build, self._within(right))

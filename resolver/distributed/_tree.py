@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Boundary", "Share", "Stage", "Tree", "TreeError", "tree_of"]
 
+_SORTED: Final = frozenset({"sort", "sort_preserving_merge", "sort_merge_join", "window"})
 _ONE_PARTITION: Final = frozenset({"coalesce_partitions", "sort_preserving_merge"})
 
 # These emit rows of the build side by themselves. With that side in every task, every
@@ -185,9 +186,32 @@ class Tree:
         return self.node.is_null_aware or self.node.join_type in _EMITS_BUILD_SIDE
 
     @property
+    def keeps_order(self) -> bool:
+        """A hash repartition of one sorted partition, whose outputs are sorted too."""
+        return self.node.is_hash_repartition and "maintains_sort_order=true" in self.line
+
+    @property
+    def may_be_sorted(self) -> bool:
+        """Whether what is above could count on an order that a boundary would not keep."""
+        return any(
+            tree.kind in _SORTED
+            or "output_ordering" in tree.line
+            or (tree.source is not None and tree.source.whole.may_be_sorted)
+            for tree in self.walk()
+        )
+
+    @property
     def needs_one_task(self) -> bool:
-        """Divided among tasks, some join here would emit a row more than once."""
-        return any(tree.collects_left and tree.emits_build_side for tree in self.walk())
+        """Whether, divided among tasks, it would give other rows.
+
+        A join would emit a row of its build side more than once; or rows are divided by a
+        hash within the tree, each task's by itself.
+        """
+        return any(
+            (tree.collects_left and tree.emits_build_side)
+            or (tree.node.is_hash_repartition and tree is not self)
+            for tree in self.walk()
+        )
 
     def shared(self, share: Share) -> Tree | None:
         """What a task with this share runs; ``None``: nothing.

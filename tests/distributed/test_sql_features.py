@@ -129,7 +129,8 @@ AGGREGATES = {
         "min(tm) AS h, max(tz) AS i, min(dur) AS j, max(wide) AS l, min(ls) AS n, max(b) AS o FROM facts"
     ),
     "decimals": "SELECT k, sum(wide) AS a, avg(wide) AS b, sum(m * m) AS c, sum(m) / count(*) AS d FROM facts GROUP BY k",
-    "floats with NaN": "SELECT f, count(*) AS n, min(f32) AS a, max(f32) AS b FROM facts GROUP BY f",
+    # No min() or max() over NaN: DataFusion's answer depends on the order of the rows.
+    "floats with NaN": "SELECT f, count(*) AS n, count(f32) AS a FROM facts GROUP BY f",
 }
 
 WINDOWS = {
