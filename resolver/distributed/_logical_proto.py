@@ -108,7 +108,8 @@ def _options(format_: Any, is_default: Any) -> dict[str, str]:
     if "newline_delimited" in options.DESCRIPTOR.fields_by_name and not options.newline_delimited:
         found["newline_delimited"] = "false"
     for message in (format_, options):
-        for field in UnknownFieldSet(message):
+        unknown: Any = UnknownFieldSet(message)  # its type stub knows no iteration
+        for field in unknown:
             found[f"option {field.field_number}"] = "unknown"
     return found
 
