@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
+    "Compactor",
     "cast_batch",
-    "compacted",
     "has_dictionary",
     "merged_schema",
-    "plain_schema",
     "stored_schema",
 ]
 
@@ -70,31 +69,37 @@ def _merged_field(one: pa.Field, other: pa.Field) -> pa.Field:
     return one.with_nullable(one.nullable or other.nullable)
 
 
-def compacted(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """``batch`` under ``schema``, of the same types, its views holding no more than they show.
+class Compactor:
+    """Makes batches fit to be stored under ``schema``: of their own types, views compacted.
 
-    A batch without columns carries only a row count, which rebuilding it would lose.
+    Made once per stream, for its first batch's schema: what a column needs is found out
+    then.
     """
-    if batch.num_columns == 0:
-        return batch
-    columns = [
-        column if field.type == plain else _rebuilt(column, plain, field.type)
-        for column, field in zip(batch.columns, batch.schema, strict=True)
-        for plain in [_plain_type(field.type)]
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
+    def __init__(self, declared: pa.Schema) -> None:
+        self.declared: Final = declared
+        self.schema: Final = stored_schema(declared)
+        self._renames = self.schema is not declared
+        self._views: Final = [
+            (index, plain)
+            for index, field in enumerate(declared)
+            for plain in [_plain_type(field.type)]
+            if plain != field.type
+        ]
 
-def _rebuilt(column: pa.Array, plain: pa.DataType, declared: pa.DataType) -> pa.Array:
-    if column.get_total_buffer_size() <= _SMALL:
-        return column
-    return column.cast(plain).cast(declared)
+    def compacted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """``batch`` with views that hold no more than they show.
 
-
-def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """``schema`` with every view type, nested ones too, replaced by its plain twin."""
-    fields = [_plain_field(field) for field in schema]
-    return pa.schema(fields, metadata=schema.metadata)
+        A batch without columns carries only a row count, which rebuilding it would lose.
+        """
+        if not (self._views or self._renames) or batch.num_columns == 0:
+            return batch
+        columns = batch.columns
+        for index, plain in self._views:
+            column = columns[index]
+            if column.get_total_buffer_size() > _SMALL:
+                columns[index] = column.cast(plain).cast(column.type)
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
 
 def cast_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

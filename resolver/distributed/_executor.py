@@ -111,9 +111,9 @@ def run(
     """Run the stages of ``plan`` and return its head, ready to be read.
 
     ``context`` is a session to run the head in and ``headers`` go with every call. Blocks
-    until the head's input is in ``exchange``. Raises ``TaskFailedError`` with DataFusion's message, ``WorkerLostError``
-    or ``WorkerConnectError`` naming URLs; then, and when interrupted, the query is ended
-    on every worker first.
+    until the head's input is in ``exchange``. Raises ``TaskFailedError`` with DataFusion's
+    message, ``WorkerLostError`` or ``WorkerConnectError`` naming URLs; then, and when
+    interrupted, the query is ended on every worker first.
     """
     query = uuid.uuid4().hex
     encoded = encoded_headers(headers)

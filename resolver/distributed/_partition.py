@@ -30,6 +30,9 @@ PIECE_BYTES: Final = 32 << 20
 """A worker answers with at most this much of a partition, but with one batch at least."""
 
 
+_CHARGE_EVERY: Final = 1 << 20  # bytes: telling where a file ends costs as much as a batch
+
+
 @dataclass(frozen=True, slots=True)
 class StoredPartition:
     """One partition on disk: no file, one, or as many as there are batches.
@@ -47,8 +50,8 @@ class PartitionWriter:
 
     Usually one file. An IPC file can hold only one dictionary per column, so a partition
     with dictionary-encoded columns gets one file for every batch. ``compression`` is that
-    of the batches: none, lz4 or zstd. ``charge`` is called with the bytes that each
-    writing came to, after it, and may refuse by raising.
+    of the batches: none, lz4 or zstd. ``charge`` is called with the bytes that writing
+    came to, about once per MiB, and may refuse by raising.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class PartitionWriter:
         self._sink: Any = None
         self._writer: Any = None
         self._in_file = 0  # bytes that are charged of the open file
+        self._uncharged = 0  # bytes in memory, roughly
         self._size = 0
         self._rows = 0
         self._batches = 0
@@ -85,7 +89,9 @@ class PartitionWriter:
         self._writer.write_batch(cast_batch(batch, self._schema))
         self._rows += batch.num_rows
         self._batches += 1
-        self._account()
+        self._uncharged += batch.nbytes
+        if self._uncharged >= _CHARGE_EVERY:
+            self._account()
 
     def finish(self) -> StoredPartition:
         """Raises what ``charge`` raises."""
@@ -113,6 +119,7 @@ class PartitionWriter:
             self._in_file = 0
 
     def _account(self) -> None:
+        self._uncharged = 0
         added = self._sink.tell() - self._in_file
         self._in_file += added
         self._size += added

@@ -77,7 +77,7 @@ class DistributedPhysicalOptimizerRule:
             _check_worthwhile(head, workers)
         except (_NotDistributableError, TreeError) as reason:
             return single_node(str(reason), plan)
-        return DistributedPlan(head, tuple(workers), options)
+        return DistributedPlan(head, tuple(workers), options, root)
 
     def __repr__(self) -> str:
         return f"DistributedPhysicalOptimizerRule(partitions_per_slot={self.partitions_per_slot})"

@@ -467,7 +467,8 @@ def _source(output: _Output, partition: int) -> _wire.PartitionSource:
 
 
 def _schema(reports: Sequence[_wire.TaskReport]) -> bytes:
-    encoded = {report.schema for report in reports}
+    shown = [report for report in reports if not report.probed]
+    encoded = {report.schema for report in shown or reports}
     if len(encoded) == 1:
         return encoded.pop()
     schemas = [pa.ipc.read_schema(pa.py_buffer(data)) for data in sorted(encoded)]

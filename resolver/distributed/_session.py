@@ -27,11 +27,10 @@ from ._dataframe import DataFrame, returns_frame
 from ._exchange import Exchange
 from ._executor import HeadRun, encoded_headers, run
 from ._lookalikes import bears_a_builtin_name, spark_functions_were_used
-from ._plan_proto import PlanNode
 from ._planner import first_line, single_node
 from ._registered import ObjectStore, hand_over_functions
 from ._report import RunReport
-from ._settings import EXECUTION, PLANNING, derive_context, non_default_settings
+from ._settings import BATCH_SIZE, EXECUTION, PLANNING, derive_context, non_default_settings
 from ._sources import refused_source
 from ._stage import DEFAULT_WIDTH, DistributedPlan, SingleNodePlan
 from ._state import SessionState, SessionStateBuilder
@@ -206,7 +205,7 @@ class SessionContext(datafusion.SessionContext):
             resolver=self.state.channel_resolver,
             exchange=self._shared.exchange(),
             context=self._derived(EXECUTION),
-            settings=non_default_settings(self),
+            settings={**BATCH_SIZE, **non_default_settings(self)},
             headers=headers,
             options=self.state.options,
             report=report,
@@ -286,7 +285,7 @@ class SessionContext(datafusion.SessionContext):
         )
         if isinstance(planned, SingleNodePlan):
             return planned.reason
-        refused = refused_source(planned_frame, PlanNode.parse(plan.to_bytes(planner)))
+        refused = refused_source(planned_frame, planned.root)
         return planned if refused is None else refused
 
 

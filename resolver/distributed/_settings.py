@@ -15,7 +15,14 @@ import datafusion
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["EXECUTION", "PLANNING", "check_travelled", "derive_context", "non_default_settings"]
+__all__ = [
+    "BATCH_SIZE",
+    "EXECUTION",
+    "PLANNING",
+    "check_travelled",
+    "derive_context",
+    "non_default_settings",
+]
 
 _INFORMATION_SCHEMA: Final = "datafusion.catalog.information_schema"
 _TRAVELS: Final = "datafusion.execution."
@@ -42,6 +49,14 @@ PLANNING: Final[Mapping[str, str]] = {
     "datafusion.optimizer.enable_physical_uncorrelated_scalar_subquery": "false",
 }
 """For the session that plans what is to be cut."""
+
+
+BATCH_SIZE: Final[Mapping[str, str]] = {"datafusion.execution.batch_size": "32768"}
+"""For tasks, unless the session has a batch size of its own.
+
+Every batch of stage output passes through Python; four times DataFusion's own size is
+where that no longer shows (``make tpch``).
+"""
 
 
 def derive_context(

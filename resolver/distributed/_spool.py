@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from ._batches import cast_batch, compacted, has_dictionary
+from ._batches import Compactor, cast_batch, has_dictionary
 from ._settings import EXECUTION
 from ._threads import call_all
 
@@ -71,7 +71,7 @@ def spooled(
 
 def _spool(stream: Iterable[Any], stem: Path, stop: threading.Event) -> None:
     """Write one partition, as files whose names are in the order of its batches."""
-    schema: pa.Schema | None = None
+    compactor: Compactor | None = None
     files = 0
     with contextlib.ExitStack() as open_file:
         writer: Any = None
@@ -79,11 +79,12 @@ def _spool(stream: Iterable[Any], stem: Path, stop: threading.Event) -> None:
             if stop.is_set():
                 return
             batch = item.to_pyarrow()
-            schema = batch.schema if schema is None else schema
+            compactor = compactor or Compactor(batch.schema)
+            schema = compactor.schema
             # A file holds one dictionary per column, so such a batch needs one of its own.
             if writer is None or has_dictionary(schema):
                 open_file.close()
                 path = stem.with_name(f"{stem.name}-{files:09}.arrow")
                 writer = open_file.enter_context(pa.ipc.new_file(str(path), schema))
                 files += 1
-            writer.write_batch(compacted(cast_batch(batch, schema), schema))
+            writer.write_batch(compactor.compacted(cast_batch(batch, compactor.declared)))

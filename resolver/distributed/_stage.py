@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ._options import DistributedOptions
+    from ._plan_proto import PlanNode
     from ._tree import Stage, Tree
     from ._workers import WorkerSlots
 
@@ -42,12 +43,13 @@ class DistributedPlan:
     """A head stage, run by the coordinator, over stages that run on workers.
 
     How many tasks a stage gets, and whether a join is broadcast or shuffled, is decided
-    from measured sizes while the query runs.
+    from measured sizes while the query runs. ``root`` is the plan before it was cut.
     """
 
     head: Stage
     workers: tuple[WorkerSlots, ...]
     options: DistributedOptions
+    root: PlanNode
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -17,7 +17,7 @@ import datafusion
 import pyarrow as pa
 from pyarrow import flight
 
-from ._batches import compacted, merged_schema, stored_schema
+from ._batches import Compactor, merged_schema
 from ._cutter import UNDERSTOOD
 from ._exchange import Exchange, QueryReleasedError
 from ._inputs import Fetcher, InputLostError, with_inputs
@@ -133,6 +133,7 @@ def run_task(
         fetched_bytes=fetcher.fetched_bytes,
         nodes=tuple(plan_metrics(plan)),
         files=_contents(partitions),
+        probed=not schemas,
     )
 
 
@@ -202,10 +203,10 @@ async def _written(
             batch = item.to_pyarrow()
             if writer is None:
                 schema = batch.schema
-                stored = stored_schema(schema)
-                writer = new_writer(index, stored)
+                compactor = Compactor(schema)
+                writer = new_writer(index, compactor.schema)
             if batch.num_rows:
-                writer.write(compacted(batch, stored))
+                writer.write(compactor.compacted(batch))
         if writer is None:
             return StoredPartition((), PartitionReport(0, 0, 0)), None
         return writer.finish(), schema

@@ -240,7 +240,8 @@ class NodeMetrics:
 class TaskReport:
     """The outcome of a task.
 
-    ``schema`` is the Arrow schema of its output, serialized. ``seconds`` is the time the
+    ``schema`` is the Arrow schema of its output, serialized; ``probed`` tells that there
+    was no batch to show it, and that what is nullable was lost therefore. ``seconds`` is the time the
     task ran on the worker, ``fetched_bytes`` what it fetched from other workers, and
     ``nodes`` the metrics of its plan, from the root down. ``files`` are those of every
     partition, for an output of at most ``INLINE_BYTES``.
@@ -252,6 +253,7 @@ class TaskReport:
     fetched_bytes: int = 0
     nodes: tuple[NodeMetrics, ...] = ()
     files: tuple[tuple[bytes, ...], ...] | None = None
+    probed: bool = False
 
     def to_bytes(self) -> bytes:
         files = self.files
@@ -262,6 +264,7 @@ class TaskReport:
                 "seconds": self.seconds,
                 "fetched_bytes": self.fetched_bytes,
                 "nodes": [[n.rows, n.seconds, n.spilled] for n in self.nodes],
+                "probed": self.probed,
                 "files": None if files is None else [[len(f) for f in each] for each in files],
             }
         )
@@ -270,7 +273,7 @@ class TaskReport:
     @classmethod
     def parse(cls, data: bytes) -> TaskReport:
         header, body = _split(data)
-        names = {"partitions", "schema", "seconds", "fetched_bytes", "nodes", "files"}
+        names = {"partitions", "schema", "seconds", "fetched_bytes", "nodes", "files", "probed"}
         fields = _load(header, names, limit=_MAX_REPORT_BYTES)
         try:
             files = None
@@ -292,6 +295,7 @@ class TaskReport:
                     for rows, seconds, spilled in fields["nodes"]
                 ),
                 files=files,
+                probed=bool(fields["probed"]),
             )
         except (TypeError, ValueError, binascii.Error) as error:
             raise WireError(f"malformed task report: {error}") from error
