@@ -16,7 +16,7 @@ import itertools
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
@@ -199,7 +199,7 @@ class Scheduler:
         for leaf in adapted.tree.walk():
             if leaf.source is not None and leaf.source.number in known:
                 runs[leaf.source.number] = known[leaf.source.number]
-        return adapted.tree
+        return _as_run(adapted.tree, runs)
 
     def _completed(
         self, stage: Stage, prepared: Mapping[int, _Settled]
@@ -233,6 +233,7 @@ class Scheduler:
             decisions += settled[number].decisions
             decisions.append(f"stage {number} reads little, so the coordinator runs it")
         tree = _replaced(head.tree, {number: settled[number].tree for number in small})
+        tree = _as_run(tree, runs)
         self._report.decided(head.number, decisions)
         self._report.head = tree
         return StageRun(Stage(head.number, head.boundary, tree, head.whole), runs)
@@ -416,6 +417,19 @@ class Scheduler:
 
 
 _POLL: Final = 2.0  # seconds
+
+
+def _as_run(tree: Tree, runs: Mapping[int, StageRun]) -> Tree:
+    """``tree`` over the stages as they ran: not all have the partitions that were planned."""
+    if tree.source is not None:
+        run = runs.get(tree.source.number)
+        if run is None:
+            return tree
+        stage = run.stage
+        return replace(
+            tree, source=Stage(stage.number, tree.source.boundary, stage.tree, stage.whole)
+        )
+    return tree.over(*(_as_run(child, runs) for child in tree.children))
 
 
 def _replaced(tree: Tree, trees: Mapping[int, Tree]) -> Tree:

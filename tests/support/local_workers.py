@@ -7,6 +7,7 @@ of what happens to a process start some.
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from resolver.distributed import (
     StaticWorkerResolver,
     Worker,
 )
+
+_IN_MEMORY: Final = Path("/dev/shm")
 
 __all__ = ["BROADCASTS", "DEFAULTS", "SHUFFLES", "LocalWorkers", "Way"]
 
@@ -58,6 +61,9 @@ class LocalWorkers:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
+            # In memory where there is such a place: thousands of small queries write files.
+            base = _IN_MEMORY if _IN_MEMORY.is_dir() else self._folder
+            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=base)))
             self.resolver = stack.enter_context(DefaultChannelResolver())
             servers = [
                 stack.enter_context(Worker().into_flight_server(exchange_dir=self._folder / name))
