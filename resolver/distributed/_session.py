@@ -246,19 +246,25 @@ class SessionContext(datafusion.SessionContext):
             for process, stats in statistics.items()
         }
 
+    def _why_not(self) -> str | None:
+        """Why this session distributes no query at all, if it does not."""
+        if self.state.rule is None:
+            return "the session has no DistributedPhysicalOptimizerRule"
+        if self.state.worker_resolver is None:
+            return "the session has no worker resolver"
+        if self._shared.own_planning is not None:
+            return self._shared.own_planning
+        return _LOOKALIKES if spark_functions_were_used() else None
+
     def _distribute(
         self, frame: datafusion.DataFrame, headers: Mapping[str, str] | None = None
     ) -> DistributedPlan | str:
         """The staged plan, or the reason why there is none."""
-        state = self.state
-        if state.rule is None:
-            return "the session has no DistributedPhysicalOptimizerRule"
-        if state.worker_resolver is None:
-            return "the session has no worker resolver"
-        if self._shared.own_planning is not None:
-            return self._shared.own_planning
-        if spark_functions_were_used():
-            return _LOOKALIKES
+        state, reason = self.state, self._why_not()
+        if reason is not None:
+            return reason
+        assert state.rule is not None
+        assert state.worker_resolver is not None
         urls = list(dict.fromkeys(str(url) for url in state.worker_resolver.get_urls()))
         workers = self._shared.slots.of(
             urls,

@@ -149,19 +149,21 @@ class Tree:
             return len(self.own)
         if self.source is not None:
             return _input_partitions(self.source)
-        if node.is_scan:
-            return node.file_groups
-        if node.kind == "memory_scan":
-            return len(node.memory_partitions)
-        counts = [child.partitions for child in self.children]
-        if node.kind in _ONE_PARTITION:
-            return 1
         if node.is_hash_repartition:
             return node.hash_partitions
-        if node.kind == "union":
-            return sum(counts)
-        if not counts:
+        if node.kind in _ONE_PARTITION:
             return 1
+        return self._partitions_of_inputs() if self.children else self._partitions_of_leaf()
+
+    def _partitions_of_leaf(self) -> int:
+        if self.node.is_scan:
+            return self.node.file_groups
+        return len(self.node.memory_partitions) if self.kind == "memory_scan" else 1
+
+    def _partitions_of_inputs(self) -> int:
+        counts = [child.partitions for child in self.children]
+        if self.kind == "union":
+            return sum(counts)
         if self.is_aligned and len(set(counts)) != 1:
             raise TreeError(f"{self.name}: its inputs have {counts} partitions")
         return counts[-1]
@@ -220,23 +222,26 @@ class Tree:
         What has one partition is run by one task, and a broadcast is read by all.
         """
         node = self.node
-        if self.source is not None:
-            return self if self.source.boundary is Boundary.BROADCAST else self._sliced(share)
-        if node.is_scan or node.kind == "memory_scan":
+        if self.source is not None and self.source.boundary is Boundary.BROADCAST:
+            return self
+        if self.source is not None or node.is_scan or node.kind == "memory_scan":
             return self._sliced(share)
         if not self.children or node.kind in _ONE_PARTITION:
             return self if share.of(1) else None
-        if node.kind == "union":
-            return self._shared_union(share)
+        return self._shared_inputs(share)
+
+    def _shared_inputs(self, share: Share) -> Tree | None:
         if self.collects_left:
             left, right = self.children
             own = right.shared(share)
             return None if own is None else self.over(left, own)
-        own_children = [child.shared(share) for child in self.children]
-        kept = [child for child in own_children if child is not None]
+        kept = [own for child in self.children if (own := child.shared(share)) is not None]
         if not kept:
             return None
-        if len(kept) != len(own_children):
+        if self.kind == "union":
+            # A union of one is that one; DataFusion makes no such node.
+            return kept[0] if len(kept) == 1 else self.over(*kept)
+        if len(kept) != len(self.children):
             raise TreeError(f"{self.name}: its inputs cannot be divided alike")
         return self.over(*kept)
 
@@ -251,13 +256,6 @@ class Tree:
         if self.node.is_scan:
             return replace(self, node=self.node.with_file_groups(own))
         return replace(self, node=self.node.with_memory_partitions(own))
-
-    def _shared_union(self, share: Share) -> Tree | None:
-        kept = [own for child in self.children if (own := child.shared(share)) is not None]
-        if not kept:
-            return None
-        # A union of one is that one; DataFusion makes no such node.
-        return kept[0] if len(kept) == 1 else self.over(*kept)
 
 
 def _input_partitions(stage: Stage) -> int:

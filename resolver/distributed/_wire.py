@@ -241,10 +241,10 @@ class TaskReport:
     """The outcome of a task.
 
     ``schema`` is the Arrow schema of its output, serialized; ``probed`` tells that there
-    was no batch to show it, and that what is nullable was lost therefore. ``seconds`` is the time the
-    task ran on the worker, ``fetched_bytes`` what it fetched from other workers, and
-    ``nodes`` the metrics of its plan, from the root down. ``files`` are those of every
-    partition, for an output of at most ``INLINE_BYTES``.
+    was no batch to show it, and that what is nullable was lost therefore. ``seconds`` is
+    the time the task ran on the worker, ``fetched_bytes`` what it fetched from other
+    workers, and ``nodes`` the metrics of its plan, from the root down. ``files`` are those
+    of every partition, for an output of at most ``INLINE_BYTES``.
     """
 
     partitions: tuple[PartitionReport, ...]
