@@ -13,6 +13,8 @@ It must not decide anything: what may run where is the planner's business.
 from __future__ import annotations
 
 import enum
+import pickletools
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +24,14 @@ from google.protobuf.message import DecodeError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["AggregateMode", "FileEntry", "JoinType", "PlanDecodeError", "PlanNode"]
+__all__ = [
+    "AggregateMode",
+    "FileEntry",
+    "JoinType",
+    "PlanDecodeError",
+    "PlanNode",
+    "python_functions",
+]
 
 _PACKAGE: Final = "resolver.plan"
 
@@ -201,6 +210,26 @@ class FileEntry:
     path: str
     size: int
     mtime_ns: int
+
+
+# A Python function in a plan: this, a version, the interpreter's, and a pickle that begins
+# with the function's name.
+_PYTHON_FUNCTION: Final = re.compile(rb"DFPYUD[FAW]\x01..(?=\x80)", re.DOTALL)
+
+
+def python_functions(data: bytes) -> frozenset[str]:
+    """Names of the Python functions that are pickled in plan bytes; nothing is unpickled.
+
+    Raises ``PlanDecodeError`` for one that tells no name.
+    """
+    names = set()
+    for found in _PYTHON_FUNCTION.finditer(data):
+        try:
+            operations = pickletools.genops(data[found.end() :])
+            names.add(next(str(value) for _, value, _ in operations if isinstance(value, str)))
+        except (StopIteration, ValueError) as error:
+            raise PlanDecodeError("a Python function in the plan tells no name") from error
+    return frozenset(names)
 
 
 def _node_class() -> Any:

@@ -13,7 +13,7 @@ import datafusion
 
 from ._cutter import cut
 from ._options import DistributedOptions
-from ._plan_proto import PlanDecodeError, PlanNode
+from ._plan_proto import PlanDecodeError, PlanNode, python_functions
 from ._settings import EXECUTION
 from ._stage import DistributedPlan, SingleNodePlan, plan_lines
 from ._task import InvalidPlanError, decode_plan
@@ -62,16 +62,19 @@ class DistributedPhysicalOptimizerRule:
         options: DistributedOptions | None = None,
         worker_context: datafusion.SessionContext | None = None,
         stores: Collection[str] = (),
+        functions: Collection[str] = (),
     ) -> DistributedPlan | SingleNodePlan:
         """Cut ``plan``, which ``context`` planned under ``_settings.PLANNING``.
 
         ``worker_context`` is a session with what workers have (default: nothing but
-        DataFusion's own) and ``stores`` the object stores among it. Never raises for a
+        DataFusion's own); ``stores`` and ``functions`` name the object stores and the
+        Python functions among it. Never raises for a
         plan: what cannot be cut comes back with the reason.
         """
         options = options or DistributedOptions()
         try:
-            root = _encoded(plan, context, worker_context or bare_session(), options)
+            worker_context = worker_context or bare_session()
+            root = _encoded(plan, context, worker_context, options, functions)
             head = cut(tree_of(plan, root))
             _check_sources(root, stores, options)
             _check_worthwhile(head, workers)
@@ -107,6 +110,7 @@ def _encoded(
     context: datafusion.SessionContext,
     worker_context: datafusion.SessionContext,
     options: DistributedOptions,
+    functions: Collection[str],
 ) -> PlanNode:
     """The plan's bytes, proven to mean the same in a worker's session."""
     displayed = plan.display_indent()
@@ -124,32 +128,37 @@ def _encoded(
         cut(tree_of(plan, root))  # the plainest reason first
     except PlanDecodeError as error:
         raise _NotDistributableError(str(error)) from error
-    by_name = _decoded(data, worker_context)
-    if inlined != data and isinstance(by_name, InvalidPlanError):
+    pickled = inlined != data
+    if pickled and _by_name(inlined, functions):
+        pickled = False
+    if pickled:
         if not options.python_udfs:
             raise _NotDistributableError(
-                "it calls a Python function that workers are not known to have: register it by "
-                "name on both sides with SessionStateBuilder.with_udf, or set the option "
-                "python_udfs"
+                "it calls a Python function that workers are not known to have: give it to the "
+                "session's builder and to the workers' with with_udf, or set the option python_udfs"
             )
         data = inlined
-        by_name = _decoded(data, worker_context, allow_python_udfs=True)
-    if isinstance(by_name, InvalidPlanError):
+    try:
+        decoded = decode_plan(data, worker_context, allow_python_udfs=pickled)
+    except InvalidPlanError as error:
         raise _NotDistributableError(
-            f"a worker could not decode the plan ({first_line(by_name)})"
-        ) from by_name
-    if by_name.display_indent() != displayed:
+            f"a worker could not decode the plan ({first_line(error)})"
+        ) from error
+    if decoded.display_indent() != displayed:
         raise _NotDistributableError("the plan changes on the wire")
     return PlanNode.parse(data)
 
 
-def _decoded(
-    data: bytes, context: datafusion.SessionContext, *, allow_python_udfs: bool = False
-) -> datafusion.ExecutionPlan | InvalidPlanError:
+def _by_name(inlined: bytes, functions: Collection[str]) -> bool:
+    """Whether workers have all Python functions of a plan, under their names.
+
+    One that merely bears the name of a function of theirs would give other rows.
+    """
     try:
-        return decode_plan(data, context, allow_python_udfs=allow_python_udfs)
-    except InvalidPlanError as error:
-        return error
+        names = python_functions(inlined)
+    except PlanDecodeError:
+        return False
+    return bool(names) and names <= frozenset(functions)
 
 
 def _check_sources(root: PlanNode, stores: Collection[str], options: DistributedOptions) -> None:

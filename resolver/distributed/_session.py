@@ -288,6 +288,7 @@ class SessionContext(datafusion.SessionContext):
             options=state.options,
             worker_context=state.new_context(EXECUTION),
             stores=self._stores_of_workers(),
+            functions=state.function_names,
         )
         if isinstance(planned, SingleNodePlan):
             return planned.reason

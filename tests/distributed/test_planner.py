@@ -13,65 +13,99 @@ from resolver.distributed import (
     SingleNodePlan,
     _planner,
 )
+from resolver.distributed._options import DistributedOptions
 from resolver.distributed._plan_proto import PlanNode
 from resolver.distributed._settings import PLANNING
-from resolver.distributed._stage import Boundary, Source
+from resolver.distributed._tree import Boundary, Share
+from resolver.distributed._workers import WorkerSlots
 from tests.support.distributed import configured
 
-URLS = ["http://127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3"]
+WORKERS = [WorkerSlots(f"http://127.0.0.1:{port}", 1) for port in (1, 2, 3)]
 RULE = DistributedPhysicalOptimizerRule()
 
 
-def distribute(session, query, urls=URLS):
+def distribute(session, query, workers=WORKERS, **options):
     frame = session.sql(query) if isinstance(query, str) else query
-    return RULE.distribute(frame.execution_plan(), session, urls)
+    plan = frame.execution_plan()
+    return RULE.distribute(plan, session, workers, options=DistributedOptions(**options))
 
 
-def kinds(node):
-    return [below.kind for below in node.walk()]
+def kinds(stage):
+    return [tree.kind for tree in stage.tree.walk()]
+
+
+def boundaries(plan):
+    return [stage.boundary for stage in plan.stages]
 
 
 def test_a_grouped_aggregate_is_cut_at_its_shuffle(planning):
     plan = distribute(planning, "SELECT l_shipmode, count(*) FROM lineitem GROUP BY 1")
     assert isinstance(plan, DistributedPlan)
-    assert plan.stage.boundary is Boundary.SHUFFLE
-    assert kinds(plan.stage.plan) == ["repartition", "aggregate", "parquet_scan"]
-    assert [node.kind for node in plan.head] == ["projection", "aggregate"]
-    assert plan.stage.inputs == tuple(tuple(Source(task, k) for task in range(3)) for k in range(3))
+    assert boundaries(plan) == [Boundary.SHUFFLE, Boundary.COALESCE]
+    shuffled, gathered = plan.stages
+    assert kinds(shuffled) == ["repartition", "aggregate", "parquet_scan"]
+    assert kinds(gathered) == ["projection", "aggregate", "stage_input"]
+    assert kinds(plan.head) == ["stage_input"]
 
 
 def test_an_ungrouped_aggregate_is_cut_at_its_coalesce(planning):
     plan = distribute(planning, "SELECT sum(l_tax) FROM lineitem WHERE l_quantity < 3")
-    assert plan.stage.boundary is Boundary.COALESCE
-    assert kinds(plan.stage.plan) == ["aggregate", "filter", "parquet_scan"]
-    assert [node.kind for node in plan.head] == ["aggregate", "coalesce_partitions"]
-    assert plan.stage.inputs == ((Source(0, 0),), (Source(1, 0),), (Source(2, 0),))
+    assert boundaries(plan) == [Boundary.COALESCE]
+    assert kinds(plan.stages[0]) == ["aggregate", "filter", "parquet_scan"]
+    assert kinds(plan.head)[-3:] == ["aggregate", "coalesce_partitions", "stage_input"]
 
 
 def test_a_top_k_is_sorted_on_the_workers_and_merged_in_the_head(planning):
     plan = distribute(planning, "SELECT l_orderkey FROM lineitem ORDER BY l_tax, 1 LIMIT 5")
-    assert "sort" in kinds(plan.stage.plan)
-    assert plan.head[-1].kind == "sort_preserving_merge"
+    assert "sort" in kinds(plan.stages[0])
+    assert "sort_preserving_merge" in kinds(plan.head)
 
 
-def test_a_plan_that_never_comes_together_is_gathered_at_its_root(planning):
-    plan = distribute(planning, "SELECT l_orderkey + 1 FROM lineitem WHERE l_quantity < 3")
-    assert plan.head == ()
-    assert plan.stage.boundary is Boundary.COALESCE
-    assert plan.partitions == 3
+def test_every_side_of_a_join_is_a_stage(planning):
+    plan = distribute(planning, "SELECT * FROM orders JOIN customer ON o_custkey = c_custkey")
+    assert boundaries(plan) == [Boundary.SHUFFLE, Boundary.SHUFFLE, Boundary.COALESCE]
+    assert [stage.number for stage in plan.stages[2].inputs] == [1, 2]
+    plan = distribute(planning, "SELECT * FROM orders JOIN customer ON o_custkey < c_custkey")
+    assert boundaries(plan) == [Boundary.BROADCAST, Boundary.COALESCE]
+    plan = distribute(planning, "SELECT * FROM orders CROSS JOIN customer")
+    assert boundaries(plan) == [Boundary.BROADCAST, Boundary.COALESCE]
 
 
-def test_every_group_of_a_scan_belongs_to_exactly_one_task(planning):
-    for urls in (URLS, URLS[:2], URLS[:1], [*URLS, "http://127.0.0.1:4"]):
-        plan = distribute(planning, "SELECT l_orderkey FROM lineitem WHERE l_quantity < 3", urls)
-        assert sorted(group for task in plan.stage.tasks for group in task.groups) == [0, 1, 2]
-        assert [task.url for task in plan.stage.tasks] == urls[:3]
-        for task in plan.stage.tasks:
-            scan = list(task.plan.walk())[-1]
-            assert scan.file_groups == len(task.groups) == plan.stage.partitions_of(task)
-        # Partition k of the head reads group k of the scan, whichever task has it.
-        for k, (source,) in enumerate(plan.stage.inputs):
-            assert plan.stage.tasks[source.task].groups[source.partition] == k
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT * FROM customer LEFT JOIN lineitem ON c_custkey < l_orderkey",
+        "SELECT * FROM customer WHERE nullif(c_custkey, 1) NOT IN (SELECT nullif(o_custkey, 1) FROM orders)",
+    ],
+)
+def test_a_join_that_emits_its_build_side_runs_in_one_task(planning, query):
+    plan = distribute(planning, query)
+    tops = [plan.head, *plan.stages]
+    (holder,) = [top for top in tops if any(t.emits_build_side for t in top.tree.walk())]
+    assert holder.divisible == 1
+    assert len(holder.inputs) == 2, "each side is made by all workers"
+    assert all(stage.divisible > 1 for stage in holder.inputs)
+
+
+def test_a_union_is_divided_child_by_child(planning):
+    query = "SELECT o_custkey FROM orders UNION ALL SELECT n_nationkey FROM nation"
+    (stage,) = distribute(planning, query).stages
+    assert stage.tree.partitions == 3
+    shares = [stage.tree.shared(Share(k, k + 1, 3)) for k in range(3)]
+    assert sum(share.partitions for share in shares if share is not None) == 3
+    scans = [tree for share in shares if share is not None for tree in share.walk()]
+    names = [tree.line.count("n_nationkey") for tree in scans if tree.node.is_scan]
+    assert names.count(1) == 1, "the child of one partition is run once"
+
+
+def test_every_partition_belongs_to_exactly_one_task(planning):
+    query = "SELECT * FROM orders JOIN customer ON o_custkey = c_custkey"
+    for total in (1, 2, 3, 4):
+        for stage in distribute(planning, query).stages:
+            trees = [stage.tree.shared(Share(k, k + 1, total)) for k in range(total)]
+            leaves = [list(tree.walk())[-1] for tree in trees if tree is not None]
+            whole = list(stage.tree.walk())[-1]
+            assert sum(leaf.partitions for leaf in leaves) == whole.partitions
 
 
 def test_a_round_robin_repartition_is_dropped_inside_a_stage(register):
@@ -89,40 +123,34 @@ def test_a_round_robin_repartition_is_dropped_inside_a_stage(register):
     frame = session.sql(query)
     assert "RoundRobinBatch" in frame.execution_plan().display_indent()
     plan = distribute(session, query)
-    assert "RoundRobin" not in "\n".join(plan.stage.lines)
-    assert plan.stage.plan.hash_partitions == 7
+    assert "RoundRobin" not in plan.display(None)
+    assert plan.stages[0].tree.partitions == 7
+
+
+def test_an_order_that_a_repartition_keeps_is_not_cut(planning):
+    """A sorted window insists on an order that a scan of stage output does not declare."""
+    query = (
+        "SELECT sum(k) OVER (ORDER BY k) AS a, sum(k) OVER (PARTITION BY k ORDER BY k) AS b "
+        "FROM (SELECT o_custkey AS k FROM orders)"
+    )
+    plan = distribute(planning, query)
+    assert isinstance(plan, DistributedPlan), plan
+    assert any(stage.tree.needs_one_task for stage in plan.stages)
 
 
 @pytest.mark.parametrize(
     ("query", "reason"),
     [
-        (
-            "SELECT count(*) FROM orders JOIN customer ON o_custkey = c_custkey",
-            "HashJoinExec: joins",
-        ),
-        ("SELECT * FROM orders CROSS JOIN nation", "CrossJoinExec: joins"),
-        (
-            "SELECT * FROM orders JOIN nation ON o_custkey < n_nationkey",
-            "joins run on a single node",
-        ),
-        ("SELECT row_number() OVER (ORDER BY l_tax) FROM lineitem", "window functions"),
-        ("SELECT l_tax FROM lineitem UNION ALL SELECT c_acctbal FROM customer", "unions"),
-        ("SELECT * FROM (VALUES (1), (2))", "in-process table"),
-        ("SELECT 1", "PlaceholderRowExec: it reads no files"),
-        ("SELECT * FROM nation WHERE false", "EmptyExec: it reads no files"),
-        ("SELECT * FROM generate_series(1, 5)", "it reads no files"),
+        ("SELECT 1", "single partition"),
+        ("SELECT * FROM nation WHERE false", "single partition"),
+        ("SELECT * FROM generate_series(1, 5)", "made in one place"),
         ("SELECT * FROM nation", "single partition"),
-        ("SELECT unnest([l_tax, l_discount]) FROM lineitem", "UnnestExec"),
         ("EXPLAIN SELECT * FROM lineitem", "ExplainExec"),
         ("EXPLAIN ANALYZE SELECT * FROM lineitem", "AnalyzeExec"),
         ("COPY (SELECT * FROM lineitem) TO '{tmp}/out.parquet'", "writes files"),
         (
             "WITH RECURSIVE t AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM t WHERE n < 3) SELECT * FROM t",
             "no wire encoding",
-        ),
-        (
-            "SELECT count(*) FROM lineitem WHERE l_tax > (SELECT avg(l_tax) FROM lineitem)",
-            "single node",
         ),
     ],
 )
@@ -159,18 +187,31 @@ def test_a_python_function_with_the_name_of_a_builtin_does_too(planning):
     assert "Python function" in distribute(planning, frame).reason
 
 
-def test_an_in_process_table_is_named_as_the_reason(planning):
+def test_an_in_process_table_travels_up_to_a_limit(planning):
     planning.register_record_batches(
         "in_process", [[pa.record_batch({"a": [1]})], [pa.record_batch({"a": [2]})]]
     )
+    query = "SELECT sum(a) FROM in_process"
     try:
-        assert "in-process table" in distribute(planning, "SELECT sum(a) FROM in_process").reason
+        assert isinstance(distribute(planning, query), DistributedPlan)
+        assert "inline_limit is 5" in distribute(planning, query, inline_limit=5).reason
     finally:
         planning.deregister_table("in_process")
 
 
+def test_a_store_that_workers_have_is_read(planning, monkeypatch):
+    monkeypatch.setattr(PlanNode, "object_store_url", property(lambda node: "s3://bucket/"))
+    plan = planning.sql("SELECT count(l_tax) FROM lineitem WHERE l_tax > 0").execution_plan()
+    assert isinstance(RULE.distribute(plan, planning, WORKERS), SingleNodePlan)
+    known = RULE.distribute(plan, planning, WORKERS, stores=["s3://bucket/"])
+    assert isinstance(known, DistributedPlan)
+
+
 def edited(
-    monkeypatch, planning, change, query="SELECT count(l_tax) FROM lineitem WHERE l_tax > 0"
+    monkeypatch,
+    planning,
+    change,
+    query="SELECT l_tax, count(l_tax) FROM lineitem WHERE l_tax > 0 GROUP BY 1",
 ):
     """What becomes of a plan whose nodes look as ``change`` says."""
     for name, value in change.items():
@@ -183,10 +224,9 @@ def edited(
     [
         ({"declares_partitioning": lambda node: True}, "promises a partitioning"),
         ({"object_store_url": lambda node: "s3://bucket"}, "s3://bucket, which workers"),
-        ({"preserves_order": lambda node: node.kind == "aggregate"}, "merges sorted partitions"),
+        ({"preserves_order": lambda node: node.kind == "repartition"}, "merges sorted partitions"),
         ({"children": lambda node: (node, node)}, "not distributed"),
-        ({"kind": lambda node: "unknown"}, "not distributed"),
-        ({"is_partial_aggregate": lambda node: False}, "no boundary"),
+        ({"is_hash_repartition": lambda node: False}, "in a way that is not distributed"),
     ],
 )
 def test_what_is_not_fully_understood_is_left_alone(monkeypatch, planning, change, reason):
@@ -195,13 +235,13 @@ def test_what_is_not_fully_understood_is_left_alone(monkeypatch, planning, chang
 
 def test_a_plan_that_changes_on_the_wire_is_left_alone(monkeypatch, planning):
     other = planning.sql("SELECT 1").execution_plan()
-    monkeypatch.setattr(_planner, "decode_plan", lambda *_: other)
+    monkeypatch.setattr(_planner, "decode_plan", lambda *_, **__: other)
     plan = distribute(planning, "SELECT count(l_tax) FROM lineitem WHERE l_tax > 0")
     assert "changes on the wire" in plan.reason
 
 
 def test_a_plan_that_a_bare_session_cannot_decode_is_left_alone(monkeypatch, planning):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise _planner.InvalidPlanError("no such function\nand more")
 
     monkeypatch.setattr(_planner, "decode_plan", refuse)
@@ -229,16 +269,18 @@ def test_hive_partitions_travel_with_their_files(tmp_path, planning):
     finally:
         planning.deregister_table("hive")
     assert isinstance(plan, DistributedPlan), plan
-    stage = ExecutionPlan.from_bytes(datafusion.SessionContext(), plan.stage.plan.to_bytes())
+    encoded = plan.stages[0].tree.plan().to_bytes()
+    stage = ExecutionPlan.from_bytes(datafusion.SessionContext(), encoded)
     assert "year=1994" in stage.display_indent()
 
 
 def test_the_rule_checks_and_shows_its_option():
-    assert DistributedPhysicalOptimizerRule(partitions_per_worker=4).target_partitions(3) == 12
-    assert RULE.target_partitions(1) == RULE.target_partitions(0) == 2
-    assert repr(RULE) == "DistributedPhysicalOptimizerRule(partitions_per_worker=1)"
+    slots = [WorkerSlots("http://a:1", 2), WorkerSlots("http://b:1", 1)]
+    assert DistributedPhysicalOptimizerRule(partitions_per_slot=4).target_partitions(slots) == 12
+    assert RULE.target_partitions(slots[1:]) == RULE.target_partitions([]) == 2
+    assert repr(RULE) == "DistributedPhysicalOptimizerRule(partitions_per_slot=1)"
     with pytest.raises(ValueError, match="at least 1"):
-        DistributedPhysicalOptimizerRule(partitions_per_worker=0)
+        DistributedPhysicalOptimizerRule(partitions_per_slot=0)
 
 
 def test_a_reason_from_an_empty_error_is_its_type():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from resolver.distributed import DistributedPhysicalOptimizerRule
 from resolver.distributed._stage import plan_lines
+from resolver.distributed._workers import WorkerSlots
 
 RULE = DistributedPhysicalOptimizerRule()
 
@@ -11,36 +12,38 @@ RULE = DistributedPhysicalOptimizerRule()
 def test_the_tree_of_a_distributed_plan(planning):
     query = "SELECT l_shipmode AS m, count(*) AS n FROM lineitem GROUP BY 1"
     plan = RULE.distribute(
-        planning.sql(query).execution_plan(), planning, ["http://127.0.0.1:1", "http://127.0.0.1:2"]
+        planning.sql(query).execution_plan(),
+        planning,
+        [WorkerSlots("http://127.0.0.1:1", 1), WorkerSlots("http://127.0.0.1:2", 1)],
     )
     assert (
         str(plan)
         == """\
 ┌───── Head stage ── coordinator ── 3 partitions
-│ ProjectionExec: expr=[l_shipmode@0 as m, count(Int64(1))@1 as n]
-│   AggregateExec: mode=FinalPartitioned, gby=[l_shipmode@0 as l_shipmode], aggr=[count(Int64(1))]
-│     [Stage 1] ⇐ NetworkShuffle: 3 partitions from 2 tasks
+│ [Stage 2] ⇐ NetworkCoalesce: 3 partitions
 └─────────────────────────────────────────────────
-  ┌───── Stage 1 ── 2 tasks
-  │ t0 @ http://127.0.0.1:1 reads p0, p2
-  │ t1 @ http://127.0.0.1:2 reads p1
-  │
-  │ RepartitionExec: partitioning=Hash([l_shipmode@0], 3), input_partitions=3
-  │   AggregateExec: mode=Partial, gby=[l_shipmode@0 as l_shipmode], aggr=[count(Int64(1))]
-  │     DataSourceExec: 4 files in 3 groups, projection=[l_shipmode], file_type=parquet
-  └──────────────────────────"""
+  ┌───── Stage 2 ── up to 2 tasks ── 3 partitions
+  │ ProjectionExec: expr=[l_shipmode@0 as m, count(Int64(1))@1 as n]
+  │   AggregateExec: mode=FinalPartitioned, gby=[l_shipmode@0 as l_shipmode], aggr=[count(Int64(1))]
+  │     [Stage 1] ⇐ NetworkShuffle: 3 partitions
+  └────────────────────────────────────────────────
+    ┌───── Stage 1 ── up to 2 tasks ── 3 partitions
+    │ RepartitionExec: partitioning=Hash([l_shipmode@0], 3), input_partitions=3
+    │   AggregateExec: mode=Partial, gby=[l_shipmode@0 as l_shipmode], aggr=[count(Int64(1))]
+    │     DataSourceExec: 4 files in 3 groups, projection=[l_shipmode], file_type=parquet
+    └────────────────────────────────────────────────"""
     )
 
 
 def test_the_tree_of_a_single_node_plan_leads_with_the_reason(planning):
     plan = RULE.distribute(
-        planning.sql("SELECT 1 AS one").execution_plan(), planning, ["http://a:1"]
+        planning.sql("SELECT 1 AS one").execution_plan(), planning, [WorkerSlots("http://a:1", 1)]
     )
     assert (
         str(plan)
         == """\
 ┌───── Single node ── coordinator ── 1 partition
-│ not distributed: PlaceholderRowExec: it reads no files
+│ not distributed: the plan is a single partition, so there is nothing to spread
 │
 │ ProjectionExec: expr=[1 as one]
 │   PlaceholderRowExec
@@ -51,7 +54,9 @@ def test_the_tree_of_a_single_node_plan_leads_with_the_reason(planning):
 def test_long_lines_are_clipped_and_the_reason_is_not(planning):
     session = planning
     long = "SELECT " + ", ".join(f"l_tax + {n} AS column_{n}" for n in range(40)) + " FROM lineitem"
-    plan = RULE.distribute(session.sql(long).execution_plan(), session, ["http://a:1"])
+    plan = RULE.distribute(
+        session.sql(long).execution_plan(), session, [WorkerSlots("http://a:1", 1)]
+    )
     assert max(map(len, plan.display(60).splitlines())) == 60
     assert "column_39" in plan.display(None)
     assert "column_39" not in plan.display()
@@ -61,33 +66,11 @@ def test_long_lines_are_clipped_and_the_reason_is_not(planning):
 
 def test_a_gathered_plan_has_an_empty_head(planning):
     plan = RULE.distribute(
-        planning.sql("SELECT l_tax FROM lineitem").execution_plan(), planning, ["http://a:1"]
+        planning.sql("SELECT l_tax FROM lineitem").execution_plan(),
+        planning,
+        [WorkerSlots("http://a:1", 1)],
     )
-    assert plan.display().splitlines()[1] == (
-        "│ [Stage 1] ⇐ NetworkCoalesce: 3 partitions from 1 task"
-    )
-
-
-def test_more_tasks_than_fit_are_counted(register):
-    from resolver.distributed._settings import PLANNING
-    from tests.support.distributed import configured
-
-    session = configured(
-        {
-            **PLANNING,
-            "datafusion.execution.target_partitions": "18",
-            "datafusion.optimizer.repartition_file_min_size": "1",
-        }
-    )
-    register(session)
-    urls = [f"http://10.0.0.{n}:1" for n in range(18)]
-    plan = RULE.distribute(
-        session.sql("SELECT l_tax FROM lineitem").execution_plan(), session, urls
-    )
-    assert len(plan.stage.tasks) == 18
-    assert "│ … and 2 more tasks" in plan.display()
-    assert "http://10.0.0.15:1" in plan.display()
-    assert "http://10.0.0.16:1" not in plan.display()
+    assert plan.display().splitlines()[1] == ("│ [Stage 1] ⇐ NetworkCoalesce: 3 partitions")
 
 
 def test_a_list_of_files_becomes_a_count():
