@@ -7,10 +7,13 @@ py     := $(VENV)/bin/python
 pip    := $(py) -m pip install --disable-pip-version-check
 ready  := $(VENV)/.ready
 twin   := tests/unit tests/property tests/concurrency tests/isolated tests/flight tests/distributed
+# What asks nothing of the cache that it is not asked elsewhere, and takes minutes.
+long   := --deselect tests/distributed/test_random_sql.py --deselect tests/distributed/test_sql_features.py \
+	--deselect tests/distributed/test_tpch.py
 pytest := $(py) $(if $(COVERAGE),-m coverage run) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench check coverage sanitize free-threaded stress clean
+.PHONY: help run test tpch bench check coverage sanitize free-threaded stress clean
 
 help:            ## what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,13 +25,16 @@ test: $(ready)   ## all tests, on the compiled cache and on its Python twin
 	@echo "== the compiled cache"
 	RESOLVER_BACKEND=compiled $(pytest) $(PYTEST)
 	@echo "== its Python twin"
-	RESOLVER_BACKEND=python $(pytest) $(twin) $(PYTEST)
+	RESOLVER_BACKEND=python $(pytest) $(twin) $(long) $(PYTEST)
 
 coverage: $(ready) ## the same, with line and branch coverage of the Python modules
 	rm -f .coverage .coverage.*
 	$(MAKE) --no-print-directory test COVERAGE=1
 	$(py) -m coverage combine -q
 	$(py) -m coverage report
+
+tpch: $(ready)   ## all 22 TPC-H queries, distributed beside single-node, checked (SF=1)
+	$(py) -m benchmarks.tpch --scale-factor $(SF)
 
 bench: $(ready)  ## one table: the resolver, every peer, every target
 	sh tools/free-threaded -m benchmarks.scaling --json > $(VENV)/free-threaded.json

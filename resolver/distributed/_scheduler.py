@@ -268,15 +268,16 @@ class Scheduler:
             live = [worker for worker in self._workers if worker.url not in self._lost]
             errors = list(self._lost.values())
         if not live:
-            raise self._all_lost(errors)
+            if len(errors) == 1:
+                raise errors[0]
+            raise self._all_lost(errors) from errors[-1]
         return live
 
     def _all_lost(self, errors: Sequence[ResolverError]) -> WorkerLostError:
         urls = ", ".join(worker.url for worker in self._workers)
         said = "; ".join(str(error) for error in errors)
         return WorkerLostError(
-            f"no worker of {urls} is left to run the query: {said}",
-            url=None if len(self._workers) != 1 else self._workers[0].url,
+            f"no worker of {urls} is left to run the query: {said}", url=errors[-1].url
         )
 
     def _place(self, run: StageRun, tasks: int) -> None:

@@ -8,9 +8,16 @@ import duckdb
 import duckdb_extension_tpch
 import pyarrow as pa
 import pytest
-from datafusion import ExecutionPlan, SessionContext
+from datafusion import ExecutionPlan, SessionContext, col, udf
 
-from resolver.distributed._plan_proto import FileEntry, PlanDecodeError, PlanNode
+from resolver.distributed._plan_proto import (
+    AggregateMode,
+    FileEntry,
+    JoinType,
+    PlanDecodeError,
+    PlanNode,
+    python_functions,
+)
 from resolver.distributed._settings import EXECUTION
 from tests.support.distributed import configured, rows
 
@@ -100,9 +107,7 @@ def test_a_plan_without_rows_keeps_schema_and_partitions(planning):
 
 def test_an_input_can_be_replaced(planning):
     _, node = encoded(planning, "SELECT l_orderkey + 1 FROM lineitem WHERE l_tax > 0.01")
-    scan = node.children[0].children[0]
-    assert scan.is_scan
-    replaced = node.with_input(node.children[0].with_input(scan.with_file_groups([1])))
+    replaced = node.replaced(lambda n: n.with_file_groups([1]) if n.is_scan else None)
     assert decoded(planning, replaced).partition_count == 1
     assert decoded(planning, node).partition_count == 3
 
@@ -142,7 +147,8 @@ def test_modes_are_read(planning):
     nodes = list(node.walk())
     kinds = [below.kind for below in nodes]
     assert kinds.count("aggregate") == 2
-    assert [n.is_partial_aggregate for n in nodes if n.kind == "aggregate"] == [False, True]
+    modes = [n.aggregate_mode for n in nodes if n.kind == "aggregate"]
+    assert modes == [AggregateMode.FINAL_PARTITIONED, AggregateMode.PARTIAL]
     repartition = next(n for n in nodes if n.kind == "repartition")
     assert repartition.is_hash_repartition
     assert not repartition.is_round_robin
@@ -161,3 +167,77 @@ def test_a_rewritten_plan_gives_the_same_rows(planning, single):
     plan = ExecutionPlan.from_bytes(worker, node.to_bytes())
     got = pa.Table.from_batches([b.to_pyarrow() for b in worker.execute(plan, 0)])
     assert rows(got) == rows(single.sql(query).to_arrow_table())
+
+
+@pytest.mark.parametrize(
+    ("query", "kind", "join_type"),
+    [
+        ("SELECT * FROM orders JOIN customer ON o_custkey = c_custkey", "hash_join", "INNER"),
+        ("SELECT * FROM customer LEFT JOIN orders ON o_custkey = c_custkey", "hash_join", "LEFT"),
+        ("SELECT * FROM orders LEFT JOIN customer ON o_custkey = c_custkey", "hash_join", "RIGHT"),
+        ("SELECT * FROM orders FULL JOIN customer ON o_custkey = c_custkey", "hash_join", "FULL"),
+        ("SELECT * FROM customer LEFT SEMI JOIN orders ON o_custkey = c_custkey", "hash_join", "LEFT_SEMI"),
+        ("SELECT * FROM orders LEFT SEMI JOIN customer ON o_custkey = c_custkey", "hash_join", "RIGHT_SEMI"),
+        ("SELECT * FROM customer LEFT ANTI JOIN orders ON o_custkey = c_custkey", "hash_join", "LEFT_ANTI"),
+        ("SELECT * FROM orders LEFT ANTI JOIN customer ON o_custkey = c_custkey", "hash_join", "RIGHT_ANTI"),
+        ("SELECT * FROM customer WHERE c_custkey < 9 OR EXISTS (SELECT 1 FROM orders WHERE o_custkey = c_custkey)", "hash_join", "LEFT_MARK"),
+        ("SELECT * FROM customer JOIN orders ON o_custkey < c_custkey", "nested_loop_join", "INNER"),
+        ("SELECT * FROM customer LEFT JOIN orders ON o_custkey < c_custkey", "nested_loop_join", "LEFT"),
+        ("SELECT * FROM customer FULL JOIN orders ON o_custkey < c_custkey", "nested_loop_join", "FULL"),
+    ],
+)  # fmt: skip
+def test_join_types_are_read_from_the_bytes(planning, query, kind, join_type):
+    plan, node = encoded(planning, query)
+    join = next(n for n in node.walk() if n.kind == kind)
+    assert join.join_type == JoinType[join_type]
+    displayed = join_type.title().replace("_", "")
+    assert f"join_type={displayed}" in plan.display_indent(), "the numbers of join types changed"
+    if kind == "hash_join":
+        assert join.is_partitioned_join
+        assert not join.collecting_left().is_partitioned_join
+        assert len(join.join_keys[0]) == len(join.join_keys[1]) == 1
+
+
+def test_a_null_aware_join_is_known(planning):
+    query = (
+        "SELECT * FROM customer "
+        "WHERE nullif(c_custkey, 1) NOT IN (SELECT nullif(o_custkey, 1) FROM orders)"
+    )
+    _, node = encoded(planning, query)
+    join = next(n for n in node.walk() if n.kind == "hash_join")
+    assert join.is_null_aware
+    assert not join.is_partitioned_join
+
+
+def test_windows_tell_whether_they_are_partitioned(planning):
+    for over, expected in (("PARTITION BY l_tax", True), ("ORDER BY l_tax", False)):
+        _, node = encoded(planning, f"SELECT row_number() OVER ({over}) FROM lineitem")
+        window = next(n for n in node.walk() if n.kind == "window")
+        assert window.is_partitioned_window == expected
+
+
+def test_an_empty_plan_still_shows_its_columns(planning):
+    for query in ("SELECT l_comment, l_tax FROM lineitem WHERE l_tax < 0", "SELECT * FROM region"):
+        plan, node = encoded(planning, query)
+        probe = decoded(planning, node.without_rows().always_one_row())
+        (batch,) = [item.to_pyarrow() for item in planning.execute(probe, 0)]
+        names = planning.sql(query).schema().names
+        assert batch.schema.names == names
+        assert plan.partition_count
+
+
+def test_columns_get_names_that_repeat(planning):
+    _, node = encoded(planning, "SELECT l_orderkey, l_tax FROM lineitem")
+    plan = decoded(planning, node.renamed(["l_orderkey", "l_tax"], ["a", "a"]))
+    first = next(iter(planning.execute(plan, 0))).to_pyarrow()
+    assert first.schema.names == ["a", "a"]
+
+
+def test_python_functions_are_named_without_being_unpickled(planning):
+    function = udf(lambda a: a, [pa.int64()], pa.int64(), "volatile", name="Mine")
+    frame = planning.table("lineitem").select(function(col("l_orderkey")))
+    data = frame.execution_plan().to_bytes(planning.with_python_udf_inlining(enabled=True))
+    assert python_functions(data) == {"Mine"}
+    assert python_functions(b"nothing of the kind") == frozenset()
+    with pytest.raises(PlanDecodeError):
+        python_functions(b"DFPYUDF\x01\x03\x0b\x80\x05.")

@@ -32,6 +32,14 @@ QUERIES_EACH = 520
 """Different queries to compare in each way; 2,080 in all."""
 
 
+_latest = [False]
+
+
+def _noted(planned):
+    _latest[0] = isinstance(planned, DistributedPlan)
+    return planned
+
+
 @dataclass
 class Engines:
     """The sessions on the tables of each set: single-node and, in each way, distributed."""
@@ -62,6 +70,9 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
         def distributed(way: str, number: int) -> SessionContext:
             session = workers.session(WAYS[way])
             sets[number].register(session)
+            plan = session._distribute
+            # Counted as they run: planning every query once more takes as long as running it.
+            session._distribute = lambda *arguments: _noted(plan(*arguments))
             return session
 
         yield Engines(sets, single, distributed)
@@ -96,12 +107,12 @@ def test_a_random_query_gives_datafusions_answer(engines, way):
             found = f"{type(error).__name__}: {error}"
         assert not found, report(engines, way, query, frame, found)
         compared.add((query.tables, query.text))
-        spread += isinstance(frame.distributed_plan(), DistributedPlan)
+        spread += _latest[0]
 
     check()
     assert len(compared) == QUERIES_EACH
     assert failing < len(compared) / 10
-    assert spread > 0
+    assert spread > len(compared) / 2
 
 
 def report(

@@ -9,9 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resolver.distributed._wire import (
+    AwaitRequest,
+    NodeMetrics,
     OutputKey,
     PartitionReport,
+    PartitionSource,
     PartitionTicket,
+    StageInput,
     TaskReport,
     TaskRequest,
     WireError,
@@ -20,7 +24,7 @@ from resolver.distributed._wire import (
 
 QUERY = "0123456789abcdef" * 2
 KEY = OutputKey(QUERY, 1, 2, 0)
-TICKET = {"query": QUERY, "stage": 1, "task": 2, "attempt": 0, "partition": 3}
+TICKET = {"query": QUERY, "stage": 1, "task": 2, "attempt": 0, "partition": 3, "first_batch": 0}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
@@ -30,15 +34,52 @@ JSON = st.recursive(
 )
 
 
+def source(number, *files):
+    return PartitionSource("http://a:1", KEY, number, 10, 2, 300, files)
+
+
+REQUEST = TaskRequest(
+    output=KEY,
+    plan=b"plan\nwith\nlines\x00",
+    settings={"a": "b"},
+    inputs=(
+        StageInput(7, b"schema", ((source(0, b"one\n", b"two"), source(1)), ())),
+        StageInput(8, b"", ((source(2, b""),),)),
+    ),
+    passthrough=("x-tenant",),
+    wait=1.5,
+    compression="lz4",
+    lease=30.0,
+    worker_timeout=4,
+)
+REPORT = TaskReport(
+    partitions=(PartitionReport(1, 2, 3), PartitionReport(0, 0, 0)),
+    schema=b"\x00schema",
+    seconds=0.5,
+    fetched_bytes=9,
+    nodes=(NodeMetrics(1, 0.25, 0),),
+    files=((b"a\nb", b"c"), ()),
+    probed=True,
+)
+
+
 def test_messages_round_trip():
-    ticket = PartitionTicket(KEY, 3)
+    ticket = PartitionTicket(KEY, 3, 17)
     assert PartitionTicket.parse(ticket.to_bytes()) == ticket
-    request = TaskRequest(KEY, b"plan\nwith\nlines\x00", {"a": "b"})
-    assert TaskRequest.parse(request.to_bytes()) == request
-    report = TaskReport((PartitionReport(1, 2, 3), PartitionReport(0, 0, 0)), b"\x00schema", 0.5)
-    assert TaskReport.parse(report.to_bytes()) == report
-    assert TaskReport.parse(TaskReport((), None, 0.0).to_bytes()).schema is None
+    assert TaskRequest.parse(REQUEST.to_bytes()) == REQUEST
+    assert TaskReport.parse(REPORT.to_bytes()) == REPORT
+    plain = TaskReport((), b"", 0.0)
+    assert TaskReport.parse(plain.to_bytes()) == plain
+    awaited = AwaitRequest(KEY, 2.5)
+    assert AwaitRequest.parse(awaited.to_bytes()) == awaited
     assert parse_query_id(QUERY.encode()) == QUERY
+
+
+@pytest.mark.parametrize("message", [REQUEST, REPORT])
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"x"])
+def test_a_message_that_is_cut_or_longer_is_refused(message, change):
+    with pytest.raises(WireError, match=r"shorter|longer"):
+        type(message).parse(change(message.to_bytes()))
 
 
 @pytest.mark.parametrize(
@@ -103,11 +144,46 @@ def test_random_headers_never_become_a_request(header, rest):
         TaskRequest.parse(json.dumps(header).encode() + b"\n" + rest)
 
 
-@pytest.mark.parametrize("settings", [None, [], {"a": 1}, {"a": None}])
-def test_settings_must_be_strings(settings):
-    header = {"query": QUERY, "stage": 1, "task": 2, "attempt": 0, "settings": settings}
-    with pytest.raises(WireError, match="settings"):
-        TaskRequest.parse(json.dumps(header).encode() + b"\nplan")
+def changed(message, change):
+    """The message with these fields in its line of JSON."""
+    line, _, body = message.to_bytes().partition(b"\n")
+    return json.dumps({**json.loads(line), **change}).encode() + b"\n" + body
+
+
+INPUT = {"number": 1, "schema": "", "partitions": []}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": None},
+        {"settings": {"a": 1}},
+        {"passthrough": "x"},
+        {"passthrough": [1]},
+        {"inputs": {}},
+        {"inputs": [{}]},
+        {"inputs": [{**INPUT, "number": -1}]},
+        {"inputs": [{**INPUT, "schema": "%%%"}]},
+        {"inputs": [{**INPUT, "partitions": [[[]]]}]},
+        {"inputs": [{**INPUT, "partitions": 3}]},
+        {"inputs": [{**INPUT, "partitions": [[["u", QUERY, 1, 2, 0, 0, 1, 1, 1, [-1]]]]}]},
+        {"inputs": [{**INPUT, "partitions": [[[5, QUERY, 1, 2, 0, 0, 1, 1, 1, []]]]}]},
+        {"inputs": [{**INPUT, "partitions": [[["u", "../..", 1, 2, 0, 0, 1, 1, 1, []]]]}]},
+        {"plan": -1},
+        {"plan": 1 << 40},
+        {"plan": True},
+        {"wait": 1e9},
+        {"wait": "1"},
+        {"lease": float("inf")},
+        {"lease": -1},
+        {"worker_timeout": None},
+        {"compression": "gzip"},
+    ],
+)
+def test_a_malformed_request_is_refused(change):
+    assert TaskRequest.parse(changed(REQUEST, {})) == REQUEST
+    with pytest.raises(WireError):
+        TaskRequest.parse(changed(REQUEST, change))
 
 
 @pytest.mark.parametrize(
@@ -118,13 +194,15 @@ def test_settings_must_be_strings(settings):
         {"schema": "%%%"},
         {"schema": 1},
         {"seconds": "x"},
+        {"nodes": [[1]]},
+        {"files": [[1]]},
+        {"files": [["x"], []]},
     ],
 )
 def test_a_malformed_report_is_refused(change):
-    report = {"partitions": [[1, 2, 3]], "schema": None, "seconds": 1.0}
-    TaskReport.parse(json.dumps(report).encode())
-    with pytest.raises(WireError, match="report"):
-        TaskReport.parse(json.dumps({**report, **change}).encode())
+    assert TaskReport.parse(changed(REPORT, {})) == REPORT
+    with pytest.raises(WireError):
+        TaskReport.parse(changed(REPORT, change))
 
 
 def test_the_report_of_a_very_wide_table_is_accepted():
