@@ -61,6 +61,7 @@ class _Shared:
     def __init__(self, state: SessionState) -> None:
         self.state = state
         self.own_planning: str | None = None
+        self.settings: dict[str, str] | None = None
         self.stores = {store.url: store for store in state.stores}
         self._lock = threading.Lock()
         self._exchange: Exchange | None = None
@@ -107,8 +108,7 @@ class SessionContext(datafusion.SessionContext):
 
     def sql(self, query: str, *args: Any, **kwargs: Any) -> DataFrame:
         frame = DataFrame(super().sql(query, *args, **kwargs), self)
-        if _SETS_RUNTIME.search(query) and not frame.schema():
-            self._shared.own_planning = _RUNTIME
+        self._beware_of_setting(query, frame)
         return frame
 
     def register_object_store(self, schema: str, store: Any, host: str | None = None) -> None:
@@ -149,6 +149,23 @@ class SessionContext(datafusion.SessionContext):
     def register_udwf(self, udwf: Any) -> None:
         super().register_udwf(udwf)
         self._beware_of(udwf)
+
+    def _beware_of_setting(self, query: str, frame: datafusion.DataFrame) -> None:
+        if frame.schema():
+            return  # it gives rows: no SET
+        self._shared.settings = None
+        if _SETS_RUNTIME.search(query):
+            self._shared.own_planning = _RUNTIME
+
+    def _settings(self) -> dict[str, str]:
+        """What this session's execution options are, other than by default.
+
+        Asking DataFusion takes longer than planning a query, so it is remembered until
+        the next statement that may SET one.
+        """
+        if self._shared.settings is None:
+            self._shared.settings = non_default_settings(self)
+        return self._shared.settings
 
     def _beware_of(self, function: Any) -> None:
         if bears_a_builtin_name(function):
@@ -205,7 +222,7 @@ class SessionContext(datafusion.SessionContext):
             resolver=self.state.channel_resolver,
             exchange=self._shared.exchange(),
             context=self._derived(EXECUTION),
-            settings={**BATCH_SIZE, **non_default_settings(self)},
+            settings={**BATCH_SIZE, **self._settings()},
             headers=headers,
             options=self.state.options,
             report=report,
