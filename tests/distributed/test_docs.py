@@ -1,20 +1,35 @@
-"""The trees that the page shows are those that are printed."""
+"""What the pages show is what is printed, and the options they list are those there are."""
 
 from __future__ import annotations
 
-import re
+import dataclasses
 from pathlib import Path
 
 import resolver
 from resolver.distributed import DistributedPhysicalOptimizerRule
+from resolver.distributed._options import DistributedOptions
+from resolver.distributed._workers import WorkerSlots
 
-PAGE = Path(resolver.__file__).parents[1] / "docs" / "distributed.md"
+PAGE = Path(resolver.__file__).parents[1] / "docs" / "distributed-plans.md"
 
 
-def test_the_trees_of_the_page_are_real(planning):
-    urls = re.findall(r"t\d @ (http://[\d.:]+)", PAGE.read_text())
-    query = "SELECT l_shipmode, count(*) AS n FROM lineitem GROUP BY l_shipmode"
+def test_the_tree_of_the_page_is_real(planning):
+    query = (
+        "SELECT c_mktsegment, count(*) AS n FROM customer "
+        "JOIN orders ON o_custkey = c_custkey GROUP BY c_mktsegment ORDER BY n"
+    )
+    workers = [WorkerSlots(f"http://127.0.0.1:{port}", 1) for port in (1, 2, 3)]
     plan = DistributedPhysicalOptimizerRule().distribute(
-        planning.sql(query).execution_plan(), planning, urls
+        planning.sql(query).execution_plan(), planning, workers
     )
     assert f"```\n{plan}\n```" in PAGE.read_text()
+
+
+def test_the_options_of_the_page_are_those_there_are():
+    listed = [line for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    expected = [
+        f"| `{option.name}` | `{option.default!r}` | {option.metadata['doc']} |"
+        for option in dataclasses.fields(DistributedOptions)
+    ]
+    assert [line for line in listed if line in expected] == expected
+    assert len([line for line in listed if not line.startswith("| `Network")]) == len(expected)
