@@ -38,22 +38,25 @@ class _Call:
         self._coroutine = coroutine
         self._done = done
         self._loop = _taken()
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[Any] | None = None
         self.result: Any = None
         self.error: BaseException | None = None
         self._loop.call_soon_threadsafe(self._start)
 
     def _start(self) -> None:
-        self._task = self._loop.create_task(self._run())
+        self._task = self._loop.create_task(self._coroutine)
+        # Not a coroutine around it: one that is cancelled before its first step never
+        # comes to tell that it has ended.
+        self._task.add_done_callback(self._ended)
 
-    async def _run(self) -> None:
-        try:
-            self.result = await self._coroutine
-        except BaseException as error:  # noqa: BLE001  # it is raised where it is waited for
-            self.error = error
-        finally:
-            _give_back(self._loop)
-            self._done.put(self._index)
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            self.error = asyncio.CancelledError()
+        else:
+            self.error = task.exception()
+            self.result = None if self.error is not None else task.result()
+        _give_back(self._loop)
+        self._done.put(self._index)
 
     def cancel(self) -> None:
         # Starts before this, in the order of the calls.

@@ -20,7 +20,7 @@ from resolver.distributed import (
 )
 from tests.support.distributed import names, rows
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 # Two shuffles of more than what is sent along with a task's report.
 JOIN = "SELECT o_orderkey, o_comment, c_comment FROM orders JOIN customer ON o_custkey = c_custkey"

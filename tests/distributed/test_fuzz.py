@@ -18,7 +18,7 @@ from resolver.distributed import Worker, _wire
 from resolver.distributed._wire import OutputKey, PartitionTicket, StageInput, TaskRequest
 from tests.support.distributed import eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
 
 SECRET = "what lies beside the exchange"
 KEY = OutputKey("0" * 32, 1, 0, 0)

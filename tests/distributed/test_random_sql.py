@@ -79,7 +79,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1_800)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_random_query_gives_datafusions_answer(engines, way):
     compared: set[tuple[int, str]] = set()
