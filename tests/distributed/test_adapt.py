@@ -1,0 +1,167 @@
+"""What measured sizes change about a plan, and what they must not."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resolver.distributed import DistributedPhysicalOptimizerRule
+from resolver.distributed._adapt import Measured, adapt, task_count, waits_for_build_side
+from resolver.distributed._options import DistributedOptions
+from resolver.distributed._tree import Boundary, Share
+from resolver.distributed._workers import WorkerSlots
+
+WORKERS = [WorkerSlots(f"http://127.0.0.1:{port}", 1) for port in (1, 2, 3)]
+SMALL, LARGE, NOTHING = Measured(10, 1_000), Measured(10**6, 10**9), Measured(0, 0)
+
+
+def stages(planning, query):
+    plan = DistributedPhysicalOptimizerRule().distribute(
+        planning.sql(query).execution_plan(), planning, WORKERS
+    )
+    return {stage.number: stage for stage in plan.stages}
+
+
+def joined(planning, query):
+    """The stage that has the join, and the stages of its build and its probe side."""
+    found = stages(planning, query)
+    stage = next(s for s in found.values() if any("Join" in t.name for t in s.tree.walk()))
+    join = next(tree for tree in stage.tree.walk() if "Join" in tree.name)
+    return stage, *(side.source for side in join.children)
+
+
+def adapted(stage, build, probe, measured, **options):
+    probes = {} if probe is None else {probe.number: probe.tree.children[0]}
+    return adapt(
+        stage.tree,
+        {build.number: measured},
+        probes,
+        DistributedOptions(**options),
+        empty=lambda tree: tree.over(),
+        new_number=itertools.count(100).__next__,
+    )
+
+
+MARK = (
+    "SELECT * FROM customer "
+    "WHERE c_custkey < 9 OR EXISTS (SELECT 1 FROM orders WHERE o_custkey = c_custkey)"
+)
+INNER = "SELECT * FROM customer JOIN orders ON o_custkey = c_custkey"
+
+
+def test_a_small_build_side_is_broadcast_and_the_probe_side_not_shuffled(planning):
+    stage, build, probe = joined(planning, INNER)
+    assert waits_for_build_side(stage.tree) == {probe.number}
+    assert waits_for_build_side(stage.tree, {build.number}) == frozenset()
+    result = adapted(stage, build, probe, SMALL)
+    join = next(tree for tree in result.tree.walk() if "Join" in tree.name)
+    assert join.collects_left
+    assert "CollectLeft" in join.line
+    assert join.children[0].source.boundary is Boundary.BROADCAST
+    assert join.children[1].source is None, "the probe side is still another stage"
+    (decision,) = result.decisions
+    assert "broadcast: 1,000 bytes" in decision
+
+
+@pytest.mark.parametrize(
+    ("measured", "options"), [(LARGE, {}), (SMALL, {"broadcast_threshold": 9})]
+)
+def test_a_large_build_side_is_shuffled(planning, measured, options):
+    stage, build, probe = joined(planning, INNER)
+    result = adapted(stage, build, probe, measured, **options)
+    assert [leaf.source.number for leaf in result.tree.walk() if leaf.source] == [
+        build.number,
+        probe.number,
+    ]
+    assert "shuffled" in result.decisions[0]
+
+
+@pytest.mark.parametrize(
+    ("query", "type_"),
+    [
+        ("SELECT * FROM customer LEFT JOIN orders ON o_custkey = c_custkey", "Left"),
+        ("SELECT * FROM customer FULL JOIN orders ON o_custkey = c_custkey", "Full"),
+        ("SELECT * FROM customer LEFT SEMI JOIN orders ON o_custkey = c_custkey", "LeftSemi"),
+        ("SELECT * FROM customer LEFT ANTI JOIN orders ON o_custkey = c_custkey", "LeftAnti"),
+        (
+            MARK,
+            "LeftMark",
+        ),
+    ],
+)
+def test_what_emits_its_build_side_is_never_broadcast(planning, query, type_):
+    stage, build, probe = joined(planning, query)
+    assert any(f"join_type={type_}," in tree.line for tree in stage.tree.walk())
+    result = adapted(stage, build, probe, SMALL)
+    assert not any(tree.collects_left for tree in result.tree.walk())
+
+
+@pytest.mark.parametrize(
+    ("kind", "pruned"),
+    [
+        ("JOIN", True),
+        ("LEFT JOIN", True),
+        ("LEFT SEMI JOIN", True),
+        ("LEFT ANTI JOIN", True),
+        ("FULL JOIN", False),
+        ("RIGHT JOIN", False),
+        ("RIGHT ANTI JOIN", False),
+        ("RIGHT SEMI JOIN", True),
+    ],
+)
+def test_a_join_without_build_rows_is_not_run_if_it_has_none_then(planning, kind, pruned):
+    query = f"SELECT * FROM customer {kind} lineitem ON c_custkey = l_suppkey"
+    stage, build, probe = joined(planning, query)
+    result = adapted(stage, build, probe, NOTHING)
+    assert any("is empty" in decision for decision in result.decisions) == pruned
+
+
+def test_what_relies_on_the_division_gets_its_rows_shuffled_after_the_join(planning):
+    """Grouped by the join's key, DataFusion needs no further shuffle; after a broadcast, it does."""
+    query = (
+        "SELECT c_custkey, count(*) FROM customer JOIN orders ON o_custkey = c_custkey "
+        "GROUP BY c_custkey"
+    )
+    stage, build, probe = joined(planning, query)
+    result = adapted(stage, build, probe, SMALL)
+    (created,) = result.created
+    assert created.boundary is Boundary.SHUFFLE
+    assert created.tree.partitions == 3
+    assert [leaf.source.number for leaf in result.tree.walk() if leaf.source] == [created.number]
+    assert any(tree.collects_left for tree in created.tree.walk())
+    aggregate = next(tree for tree in result.tree.walk() if tree.kind == "aggregate")
+    assert created.tree.node.hash_expressions == aggregate.node.group_keys
+
+
+def test_a_window_over_a_join_keeps_the_division(planning):
+    query = (
+        "SELECT row_number() OVER (PARTITION BY c_custkey ORDER BY o_orderkey) "
+        "FROM customer JOIN orders ON o_custkey = c_custkey"
+    )
+    stage, build, probe = joined(planning, query)
+    assert "window" in [tree.kind for tree in stage.tree.walk()]
+    result = adapted(stage, build, probe, SMALL)
+    assert not any(tree.collects_left for tree in result.tree.walk())
+    assert not result.created
+
+
+def test_a_stage_gets_the_tasks_that_it_is_worth(planning):
+    scan, total = stages(planning, "SELECT l_suppkey, sum(l_tax) FROM lineitem GROUP BY 1").values()
+    options = DistributedOptions(bytes_per_task=1_000)
+    assert task_count(scan, {}, options, 3) == 3
+    assert task_count(scan, {}, options, 2) == 2
+    assert task_count(scan, {}, DistributedOptions(files_per_task=1_000), 3) == 1
+    for size, expected in ((0, 1), (1_000, 1), (1_001, 2), (10**9, 3)):
+        assert task_count(total, {1: Measured(1, size)}, options, 3) == expected
+    assert task_count(total, {1: NOTHING}, DistributedOptions(bytes_per_task=0), 3) == 3
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.integers(0, 40))
+def test_shares_divide_every_partition_once_and_in_order(slots, partitions):
+    bounds = [0, *itertools.accumulate(slots)]
+    shares = [Share(low, high, bounds[-1]) for low, high in itertools.pairwise(bounds)]
+    owned = [partition for share in shares for partition in share.of(partitions)]
+    assert owned == list(range(partitions))
