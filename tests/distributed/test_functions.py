@@ -1,0 +1,95 @@
+"""Functions and headers that both sides know: by name, over real Flight servers."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from datafusion import udf
+
+from resolver import DefaultChannelResolver
+from resolver.distributed import (
+    DistributedPhysicalOptimizerRule,
+    DistributedPlan,
+    SessionContext,
+    SessionStateBuilder,
+    SingleNodePlan,
+    StaticWorkerResolver,
+    Worker,
+)
+
+INCREMENT = udf(
+    lambda values: pc.add(values, 1), [pa.int64()], pa.int64(), "immutable", name="increment"
+)
+QUERY = "SELECT sum(increment(l_orderkey)) AS s FROM lineitem"
+
+
+@pytest.fixture
+def session_on(tmp_path, register):
+    """A session on two workers made with ``worker``; ``builder`` brings more."""
+    with DefaultChannelResolver() as resolver:
+        servers = []
+
+        def session_on(worker, builder):
+            for number in range(2):
+                folder = tmp_path / str(number)
+                servers.append(worker.into_flight_server(exchange_dir=folder))
+            session = SessionContext(
+                builder.with_distributed_worker_resolver(
+                    StaticWorkerResolver([server.url for server in servers])
+                )
+                .with_physical_optimizer_rule(DistributedPhysicalOptimizerRule())
+                .with_distributed_channel_resolver(resolver)
+                .with_exchange_dir(tmp_path / "coordinator")
+                .build()
+            )
+            register(session)
+            return session
+
+        yield session_on
+        for server in servers:
+            server.shutdown()
+
+
+def expected(single):
+    return single.sql("SELECT sum(l_orderkey + 1) AS s FROM lineitem").to_pydict()
+
+
+def test_a_function_that_both_sides_have_is_called_by_name(session_on, single):
+    worker = Worker.from_session_builder(lambda query: query.builder.with_udf(INCREMENT).build())
+    session = session_on(worker, SessionStateBuilder().with_udf(INCREMENT))
+    frame = session.sql(QUERY)
+    assert isinstance(frame.distributed_plan(), DistributedPlan)
+    assert frame.to_pydict() == expected(single)
+
+
+def test_a_function_that_only_the_session_has_is_called_here(session_on, single):
+    session = session_on(Worker(), SessionStateBuilder())
+    session.register_udf(INCREMENT)
+    frame = session.sql(QUERY)
+    plan = frame.distributed_plan()
+    assert isinstance(plan, SingleNodePlan)
+    assert "with_udf" in plan.reason
+    assert frame.to_pydict() == expected(single)
+
+
+def test_a_function_travels_where_both_sides_say_so(session_on, single):
+    builder = SessionStateBuilder().with_distributed_option("python_udfs", True)
+    session = session_on(Worker(allow_python_udfs=True), builder)
+    session.register_udf(INCREMENT)
+    frame = session.sql(QUERY)
+    assert isinstance(frame.distributed_plan(), DistributedPlan)
+    assert frame.to_pydict() == expected(single)
+
+
+def test_headers_reach_every_worker_once_per_query(session_on):
+    seen = []
+
+    def build(query):
+        seen.append(query.headers.get("x-tenant"))
+        return query.builder.build()
+
+    builder = SessionStateBuilder().with_distributed_passthrough_headers({"x-tenant": "blue"})
+    session = session_on(Worker.from_session_builder(build), builder)
+    assert session.sql("SELECT sum(l_tax) AS n FROM lineitem").to_pydict()["n"][0]
+    assert seen.count("blue") == 2, "once for each worker"
