@@ -17,6 +17,7 @@ from resolver.distributed import (
     StaticWorkerResolver,
     Worker,
 )
+from tests.support.distributed import DirectResolver, rows
 
 INCREMENT = udf(
     lambda values: pc.add(values, 1), [pa.int64()], pa.int64(), "immutable", name="increment"
@@ -93,3 +94,21 @@ def test_headers_reach_every_worker_once_per_query(session_on):
     session = session_on(Worker.from_session_builder(build), builder)
     assert session.sql("SELECT sum(l_tax) AS n FROM lineitem").to_pydict()["n"][0]
     assert seen.count("blue") == 2, "once for each worker"
+
+
+def test_workers_fetch_from_one_another_through_their_own_resolver(session_on, single):
+    """More than goes along with a report, shuffled: each worker reads from the other."""
+    own = DirectResolver()
+    worker = Worker.from_session_builder(
+        lambda query: query.builder.with_distributed_channel_resolver(own).build()
+    ).with_slots(1)
+    builder = SessionStateBuilder().with_distributed_option("broadcast_threshold", 0)
+    session = session_on(worker, builder.with_distributed_option("bytes_per_task", 0))
+    query = "SELECT o_comment, c_comment FROM orders JOIN customer ON o_custkey = c_custkey"
+    report = session._start(frame := session.sql(query)).report
+    assert report.fetched_bytes > report.head_fetched_bytes
+    urls = {task.url for stage in report.stages.values() for task in stage.tasks}
+    assert set(own.asked) == urls
+    # Both sides of the join, each worker from the other: what is its own is read in place.
+    assert len(own.asked) == 4
+    assert rows(frame.to_arrow_table()) == rows(single.sql(query).to_arrow_table())
