@@ -9,7 +9,7 @@ ready  := $(VENV)/.ready
 twin   := tests/unit tests/property tests/concurrency tests/isolated tests/flight tests/distributed
 # What asks nothing of the cache that it is not asked elsewhere, and takes minutes.
 long   := --deselect tests/distributed/test_random_sql.py --deselect tests/distributed/test_sql_features.py \
-	--deselect tests/distributed/test_tpch.py
+	--deselect tests/distributed/test_tpch.py --deselect tests/distributed/test_fuzz.py
 pytest := $(py) $(if $(COVERAGE),-m coverage run) -m pytest
 
 .DEFAULT_GOAL := help
