@@ -155,7 +155,7 @@ class _Adapter:
         if tree.node.is_partitioned_join:
             return self._join(tree, free=free)
         if tree.node.aggregate_mode in _GROUPS_WITHIN_PARTITIONS:
-            return self._aggregate(tree)
+            return self._aggregate(tree, free=free)
         below = free and (
             tree.kind in _ANY_PARTITION or tree.node.aggregate_mode == AggregateMode.PARTIAL
         )
@@ -210,25 +210,38 @@ class _Adapter:
         """A join that stays partitioned; each side may still gain from being shuffled anew."""
         partitions = join.partitions
         freed = [self._freed(side) for side in join.children]
-        if all(adapter is None for _, adapter in freed):
+        hashed = [
+            _is_hashed_by(side, keys, partitions)
+            for side, keys in zip(join.children, join.node.join_keys, strict=True)
+        ]
+        gains = any(adapter is not None for _, adapter in freed)
+        # What is above may count on the order of the other side.
+        if not gains or any(
+            adapter is None and not as_planned and side.may_be_sorted
+            for (side, adapter), as_planned in zip(freed, hashed, strict=True)
+        ):
             return join.over(*(self.adapt(side, free=False) for side in join.children))
         sides = []
-        for (side, adapter), keys in zip(freed, join.node.join_keys, strict=True):
+        for (side, adapter), keys, as_planned in zip(
+            freed, join.node.join_keys, hashed, strict=True
+        ):
             if adapter is not None:
                 sides.append(self._reshuffled(side, keys, partitions, adapter))
-            elif _is_hashed_by(side, keys, partitions):
+            elif as_planned:
                 sides.append(side)
             else:
                 other = self.adapt(side, free=True)
                 sides.append(self._reshuffled(other, keys, partitions, None))
         return join.over(*sides)
 
-    def _aggregate(self, aggregate: Tree) -> Tree:
+    def _aggregate(self, aggregate: Tree, *, free: bool) -> Tree:
+        """Groups by (a, b) may have been planned over a hash of (a), for a node above too."""
         (child,) = aggregate.children
         partitions, keys = child.partitions, aggregate.node.group_keys
-        if keys and "ordering_mode" not in aggregate.line:
+        if free and keys and "ordering_mode" not in aggregate.line:
             freed, adapter = self._freed(child)
             if adapter is not None:
+                self.moved_rows = True
                 return aggregate.over(self._reshuffled(freed, keys, partitions, adapter))
         return aggregate.over(self.adapt(child, free=False))
 
@@ -255,7 +268,9 @@ class _Adapter:
 
 
 def _is_hashed_by(side: Tree, keys: Sequence[bytes], partitions: int) -> bool:
-    """The output of a stage that is divided exactly so."""
+    """The output of a stage that is divided exactly so, sorted or not."""
+    while side.kind == "sort":
+        (side,) = side.children
     if side.source is None or side.source.boundary is not Boundary.SHUFFLE:
         return False
     top = side.source.tree.node

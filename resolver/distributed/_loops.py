@@ -8,6 +8,7 @@ What is awaited is not this module's business.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import queue
 import threading
@@ -59,8 +60,9 @@ class _Call:
         self._done.put(self._index)
 
     def cancel(self) -> None:
-        # Starts before this, in the order of the calls.
-        self._loop.call_soon_threadsafe(lambda: self._task is not None and self._task.cancel())
+        # Starts before this, in the order of the calls. A loop that is closed has ended it.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(lambda: self._task is not None and self._task.cancel())
 
 
 def run_all(
@@ -106,8 +108,15 @@ def _taken() -> asyncio.AbstractEventLoop:
         return _idle.pop()
     except IndexError:
         loop = asyncio.new_event_loop()
-        threading.Thread(target=loop.run_forever, name="partition", daemon=True).start()
+        threading.Thread(target=_run, args=(loop,), name="partition", daemon=True).start()
         return loop
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
 
 
 def _give_back(loop: asyncio.AbstractEventLoop) -> None:

@@ -194,16 +194,21 @@ class Scheduler:
         for probe in prepared.values():
             known.update(probe.inputs)
         for created in adapted.created:
+            # It may read another that was created before it, or a side that waited in vain.
+            calls = [
+                functools.partial(self._completed, below, prepared)
+                for below in created.inputs
+                if below.number not in known
+            ]
+            known.update(call_all(calls, name=f"stage-{created.number}"))
             inputs = {below.number: known[below.number] for below in created.inputs}
-            prepared[created.number] = _Settled(created.tree, inputs)
+            prepared[created.number] = _Settled(_as_run(created.tree, inputs), inputs)
         for leaf in adapted.tree.walk():
             if leaf.source is not None and leaf.source.number in known:
                 runs[leaf.source.number] = known[leaf.source.number]
         return _as_run(adapted.tree, runs)
 
-    def _completed(
-        self, stage: Stage, prepared: Mapping[int, _Settled]
-    ) -> tuple[int, StageRun | _Settled]:
+    def _completed(self, stage: Stage, prepared: Mapping[int, _Settled]) -> tuple[int, StageRun]:
         return stage.number, self._complete(stage, prepared.get(stage.number))
 
     def _prepared(self, stage: Stage) -> tuple[int, StageRun | _Settled]:
@@ -309,7 +314,7 @@ class Scheduler:
 
     def _ensure(self, task: TaskRun) -> None:
         with task.lock:
-            while not self._is_usable(task):
+            while not self._is_usable(task.output, task):
                 inputs, read = self.inputs_of(task.stage, task.tree)
                 self._try(task, inputs, read)
 
@@ -321,14 +326,16 @@ class Scheduler:
         needed = {leaf.source.number for leaf in leaves if leaf.source is not None}
         producers = [task for number in sorted(needed) for task in run.inputs[number].tasks]
         while True:
-            stale = [task for task in producers if not self._is_usable(task)]
+            # Looked at once: others may be making some of these again at the same time.
+            outputs = {task: task.output for task in producers}
+            stale = [task for task, output in outputs.items() if not self._is_usable(output, task)]
             if not stale:
                 break
             # Making one again can make another stale; hence the loop.
             call_all([functools.partial(self._ensure, task) for task in stale], name="again")
-        inputs = tuple(_stage_input(leaf, run) for leaf in leaves)
-        read = tuple((task, task.output.key) for task in producers if task.output is not None)
-        return inputs, read
+        there = {task: output for task, output in outputs.items() if output is not None}
+        inputs = tuple(_stage_input(leaf, run, there) for leaf in leaves)
+        return inputs, tuple((task, output.key) for task, output in there.items())
 
     def is_current(self, read: Iterable[tuple[TaskRun, _wire.OutputKey]]) -> bool:
         """Whether these outputs are still in use, and all that they were made from."""
@@ -344,8 +351,7 @@ class Scheduler:
 
         return all(_is_latest(task, key) and counts(task) for task, key in read)
 
-    def _is_usable(self, task: TaskRun) -> bool:
-        output = task.output
+    def _is_usable(self, output: _Output | None, task: TaskRun) -> bool:
         return (
             output is not None
             and (output.report.files is not None or output.url not in self._lost)
@@ -444,11 +450,10 @@ def _is_latest(task: TaskRun, key: _wire.OutputKey) -> bool:
     return task.output is not None and task.output.key == key
 
 
-def _stage_input(leaf: Tree, run: StageRun) -> _wire.StageInput:
+def _stage_input(leaf: Tree, run: StageRun, there: Mapping[TaskRun, _Output]) -> _wire.StageInput:
     """The partitions of ``leaf``, each with the outputs that it is made of."""
     assert leaf.source is not None
-    below = run.inputs[leaf.source.number]
-    outputs = [task.output for task in below.tasks if task.output is not None]
+    outputs = [there[task] for task in run.inputs[leaf.source.number].tasks]
     every = [
         [_source(output, index) for index in range(len(output.report.partitions))]
         for output in outputs

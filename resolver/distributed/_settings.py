@@ -45,6 +45,9 @@ PLANNING: Final[Mapping[str, str]] = {
     # instead is decided from sizes that have been measured, not estimated.
     "datafusion.optimizer.hash_join_single_partition_threshold": "0",
     "datafusion.optimizer.hash_join_single_partition_threshold_rows": "0",
+    # An InterleaveExec wants inputs that say how they are hashed. The files in which a
+    # worker reads other stages do not say it.
+    "datafusion.optimizer.prefer_existing_union": "true",
     # Its value is known only inside the node that uses it, which cannot be cut apart.
     "datafusion.optimizer.enable_physical_uncorrelated_scalar_subquery": "false",
 }

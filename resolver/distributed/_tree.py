@@ -171,7 +171,7 @@ class Tree:
     @property
     def is_aligned(self) -> bool:
         """Partition k of the node is made of partition k of every input."""
-        return self.node.is_partitioned_join or self.kind in {"interleave", "sort_merge_join"}
+        return self.node.is_partitioned_join or self.kind == "sort_merge_join"
 
     @property
     def collects_left(self) -> bool:

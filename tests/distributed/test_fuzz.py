@@ -21,7 +21,7 @@ from tests.support.distributed import eventually
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
 
 SECRET = "what lies beside the exchange"
-KEY = OutputKey("0" * 32, 1, 0, 0)
+KEY = OutputKey("f" * 32, 1, 0, 0)  # no number below 1 << 100 is written so
 EACH = settings(
     max_examples=3_500, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )

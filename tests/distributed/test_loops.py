@@ -9,6 +9,7 @@ import pytest
 
 from resolver.distributed import _loops
 from resolver.distributed._loops import run_all
+from tests.support.distributed import eventually
 
 
 def nothing():
@@ -85,3 +86,18 @@ def test_one_that_is_cancelled_before_it_began_ends_too(monkeypatch):
     assert done.get(timeout=10) == 7
     assert isinstance(call.error, asyncio.CancelledError)
     assert _loops._idle == [loop]
+
+
+def test_loops_that_are_not_kept_are_closed(monkeypatch):
+    monkeypatch.setattr(_loops, "_idle", [])
+    monkeypatch.setattr(_loops, "_KEPT", 1)
+    loops = []
+
+    async def loop(number):
+        loops.append(asyncio.get_running_loop())
+        while len(loops) < 3:  # noqa: ASYNC110  # no event belongs to three loops
+            await asyncio.sleep(0.001)
+        return number
+
+    run_all([loop(number) for number in range(3)], check=nothing)
+    eventually(lambda: sum(loop.is_closed() for loop in loops) == 2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -29,16 +29,17 @@ __all__ = ["BROADCASTS", "DEFAULTS", "SHUFFLES", "LocalWorkers", "Way"]
 
 @dataclass(frozen=True)
 class Way:
-    """How a session distributes: DataFusion's settings and the engine's own options."""
+    """How a session distributes: DataFusion's settings, the engine's options, partitions."""
 
     settings: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, object] = field(default_factory=dict)
+    partitions_per_slot: int = 1
 
     def but(self, **settings: object) -> Way:
         """The same with other settings of ``datafusion.execution`` or ``.optimizer``."""
         named = {name.replace("__", "."): str(value) for name, value in settings.items()}
         changed = {f"datafusion.{name}": value for name, value in named.items()}
-        return Way({**self.settings, **changed}, self.options)
+        return replace(self, settings={**self.settings, **changed})
 
 
 _EVERYWHERE: Final = {"bytes_per_task": 0, "coordinator_threshold": 0}
@@ -83,11 +84,12 @@ class LocalWorkers:
             yield name
 
     def session(self, way: Way = DEFAULTS) -> SessionContext:
+        rule = DistributedPhysicalOptimizerRule(partitions_per_slot=way.partitions_per_slot)
         builder = (
             SessionStateBuilder()
             .with_options(way.settings)
             .with_distributed_worker_resolver(StaticWorkerResolver(self.urls))
-            .with_physical_optimizer_rule(DistributedPhysicalOptimizerRule())
+            .with_physical_optimizer_rule(rule)
             .with_distributed_channel_resolver(self.resolver)
             .with_exchange_dir(self._folder)
         )
