@@ -34,6 +34,20 @@ _EMPTY_WITHOUT_BUILD: Final = frozenset(
         JoinType.RIGHT_SEMI,
     }
 )
+# Of the right side, only rows with a partner on the left mean anything to these.
+_NEEDS_PARTNERS_ONLY: Final = frozenset(
+    {
+        JoinType.INNER,
+        JoinType.LEFT,
+        JoinType.LEFT_SEMI,
+        JoinType.LEFT_ANTI,
+        JoinType.LEFT_MARK,
+        JoinType.RIGHT_SEMI,
+    }
+)
+_SELECTIVE: Final = 0.5
+"""A build side with less than this of the rows that it was made of drops probe rows too."""
+
 # Through these, what is above does not depend on which partition a row is in.
 _ANY_PARTITION: Final = frozenset(
     {
@@ -60,10 +74,11 @@ _GROUPS_WITHIN_PARTITIONS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the output of a stage came to."""
+    """What the output of a stage came to. ``most_rows`` is what any of its nodes gave."""
 
     rows: int
     bytes: int
+    most_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +159,10 @@ class _Adapter:
         """``free``: nothing above depends on which partition a row of ``tree`` is in."""
         if tree.source is not None or not tree.children:
             return tree
-        if self._has_no_build_rows(tree):
-            assert tree.children[0].source is not None
-            number = tree.children[0].source.number
-            self.decisions.append(f"{tree.name} is empty: stage {number} gave it no build rows")
+        empty = self._empty_build_side(tree)
+        if empty is not None:
+            why = f"stage {empty.number} gave it no build rows"
+            self.decisions.append(f"{tree.name} is empty: {why}")
             return self._empty(tree)
         if tree.collects_left:
             left, right = tree.children
@@ -161,20 +176,23 @@ class _Adapter:
         )
         return tree.over(*(self.adapt(child, free=below) for child in tree.children))
 
-    def _has_no_build_rows(self, join: Tree) -> bool:
+    def _empty_build_side(self, join: Tree) -> Stage | None:
+        """The stage without rows, without which ``join`` has none."""
         if not (join.collects_left or join.node.is_partitioned_join):
-            return False
-        build = join.children[0].source
-        if build is None or build.number not in self._measured:
-            return False
-        if self._measured[build.number].rows:
-            return False
-        return join.kind == "cross_join" or join.node.join_type in _EMPTY_WITHOUT_BUILD
+            return None
+        build = join.children[0]
+        while build.kind == "projection":
+            (build,) = build.children
+        stage = build.source
+        if stage is None or stage.number not in self._measured or self._measured[stage.number].rows:
+            return None
+        may_be = join.kind == "cross_join" or join.node.join_type in _EMPTY_WITHOUT_BUILD
+        return stage if may_be else None
 
     def _join(self, join: Tree, *, free: bool) -> Tree:
         left, right = join.children
         if not self._may_broadcast(join) or (right.source is not None and not free):
-            return self._shuffled(join)
+            return self._filtered(join) or self._shuffled(join)
         assert left.source is not None
         build = left.source
         size = self._measured[build.number].bytes
@@ -196,6 +214,39 @@ class _Adapter:
         whole = replace(build, boundary=Boundary.BROADCAST)
         left = replace(left, source=whole, line=f"{whole.boundary.value}: stage {whole.number}")
         return Tree(join.node.collecting_left(), line, (left, right))
+
+    def _filtered(self, join: Tree) -> Tree | None:
+        """``join`` with its probe side reduced, before it is shuffled, to rows with a partner.
+
+        Every row stays in the partition that it was planned for.
+        """
+        left, right = join.children
+        build, probe = left.source, right.source
+        if build is None or probe is None or build.boundary is not Boundary.SHUFFLE:
+            return None
+        if build.number not in self._measured or probe.number not in self._probe_sides:
+            return None
+        measured = self._measured[build.number]
+        if (
+            measured.bytes > self._options.broadcast_threshold
+            or measured.rows > _SELECTIVE * measured.most_rows
+            or join.node.is_null_aware
+            or join.node.join_type not in _NEEDS_PARTNERS_ONLY
+        ):
+            return None
+        whole = replace(build, boundary=Boundary.BROADCAST)
+        keys = replace(left, source=whole, line=f"{whole.boundary.value}: stage {whole.number}")
+        line = "HashJoinExec: mode=CollectLeft, join_type=RightSemi, on=keys of the join above"
+        rows = Tree(join.node.filtering_right(), line, (keys, self._probe_sides[probe.number]))
+        top = probe.tree.over(rows)
+        stage = Stage(self._new_number(), Boundary.SHUFFLE, top, probe.whole)
+        self.created.append(stage)
+        self.decisions.append(
+            f"stage {stage.number} shuffles what stage {probe.number} would have, but only rows "
+            f"with a partner in stage {build.number}: {measured.rows:,} rows of "
+            f"{measured.most_rows:,}, {measured.bytes:,} bytes"
+        )
+        return join.over(left, input_of(stage))
 
     def _may_broadcast(self, join: Tree) -> bool:
         build = join.children[0].source
@@ -288,12 +339,16 @@ def task_count(
 ) -> int:
     """How many tasks a stage is worth, at most one per worker."""
     nodes = [tree.node for tree in stage.tree.walk()]
-    ranges = sum(node.file_ranges for node in nodes if node.is_scan)
-    ranges += sum(len(node.memory_partitions) for node in nodes if node.kind == "memory_scan")
-    if ranges:
-        worth = math.ceil(ranges / options.files_per_task)
+    scans = [node for node in nodes if node.is_scan]
+    tables = [node.memory_partitions for node in nodes if node.kind == "memory_scan"]
+    pieces = sum(node.file_ranges for node in scans) + sum(map(len, tables))
+    size = rows_and_bytes(measured, stage.tree).bytes
+    if pieces:
+        size += sum(node.file_bytes for node in scans) + sum(map(sum, tables))
+        worth = math.ceil(pieces / options.files_per_task)
+        if options.scan_bytes_per_task:
+            worth = min(worth, math.ceil(size / options.scan_bytes_per_task))
     elif options.bytes_per_task:
-        size = rows_and_bytes(measured, stage.tree).bytes
         worth = math.ceil(size / options.bytes_per_task)
     else:
         worth = workers

@@ -50,16 +50,19 @@ def _head(report: RunReport) -> Iterator[str]:
     title = f"Head stage ── coordinator ── {report.head_rows:,} rows"
     lines = [*_decisions(report, 0), *_node_lines(report.head, report.head_nodes)]
     yield from box(title, lines)
-    yield from _below(report, report.head, 1)
+    yield from _below(report, report.head, 1, set())
 
 
-def _below(report: RunReport, tree: Tree, depth: int) -> Iterator[str]:
+def _below(report: RunReport, tree: Tree, depth: int, shown: set[int]) -> Iterator[str]:
     inputs = [leaf.source for leaf in tree.walk() if leaf.source is not None]
     for source in reversed(inputs):
         stage = report.stages[source.number]
+        if source.number in shown:  # the keys of a join also filter what it is joined with
+            continue
+        shown.add(source.number)
         for line in box(_title(stage), [*_stage_lines(report, stage)]):
             yield _INDENT * depth + line
-        yield from _below(report, stage.stage.tree, depth + 1)
+        yield from _below(report, stage.stage.tree, depth + 1, shown)
 
 
 def _title(stage: StageReport) -> str:

@@ -105,13 +105,19 @@ class _Cutter:
 
     def _collecting(self, join: Tree) -> Tree:
         left, right = join.children
-        if left.kind == "coalesce_partitions" and not left.node.has_fetch:
-            left = left.children[0]
-        build = self._input(Boundary.BROADCAST, self._within(left), left)
+        build = self._build_side(left)
         if join.emits_build_side and not right.may_be_sorted:
             # One task runs it, so at least what it reads is made by all.
             return join.over(build, self._closed(Boundary.COALESCE, right))
         return join.over(build, self._within(right))
+
+    def _build_side(self, tree: Tree) -> Tree:
+        """``tree`` as every task reads it. Columns are named in the tasks, not by one before."""
+        if _is_gathered(tree):
+            if tree.kind == "projection":
+                return tree.over(self._build_side(tree.children[0]))
+            tree = tree.children[0]
+        return self._input(Boundary.BROADCAST, self._within(tree), tree)
 
     def _closed(self, boundary: Boundary, tree: Tree) -> Tree:
         """``tree`` as a stage of its own, unless it is one already."""
@@ -127,6 +133,13 @@ def input_of(stage: Stage) -> Tree:
     """The leaf that stands for the output of ``stage``."""
     line = f"{stage.boundary.value}: stage {stage.number}"
     return Tree(PlanNode.stage_input(stage.number), line, source=stage)
+
+
+def _is_gathered(tree: Tree) -> bool:
+    """Whether all its rows are brought into one partition and then only projected."""
+    while tree.kind == "projection":
+        (tree,) = tree.children
+    return tree.kind == "coalesce_partitions" and not tree.node.has_fetch
 
 
 def _check(tree: Tree) -> None:

@@ -44,6 +44,11 @@ class DistributedOptions:
         1,
         "Files. A stage that scans gets at most one task for each this many file ranges.",
     )
+    scan_bytes_per_task: int = _option(  # type: ignore[assignment]
+        1 * MIB,
+        "Bytes. Nor does it get more than one for each this many bytes of files. 0: size is "
+        "of no account.",
+    )
     inline_limit: int = _option(  # type: ignore[assignment]
         64 * MIB,
         "Bytes. In-memory tables up to this size travel in the plan; a larger one makes the "

@@ -69,6 +69,8 @@ _MESSAGES: Final[dict[str, tuple[_Field, ...]]] = {
         ("on", 3, "JoinOn", True),
         ("join_type", 4, "int32", False),
         ("mode", 6, "int32", False),
+        ("filter", 8, "bytes", False),
+        ("projection", 9, "bytes", False),  # numbers, packed
         ("null_aware", 10, "bool", False),
         ("dynamic_filter", 11, "bytes", False),
     ),
@@ -430,6 +432,12 @@ class PlanNode:
         return sum(len(group.files) for group in self._body().base_conf.file_groups)
 
     @property
+    def file_bytes(self) -> int:
+        """Size of the files that a scan reads, counted once for every range of them."""
+        groups = self._body().base_conf.file_groups
+        return sum(file.size for group in groups for file in group.files)
+
+    @property
     def memory_partitions(self) -> tuple[int, ...]:
         """Size in bytes of each partition of an in-memory table."""
         return tuple(len(partition) for partition in self._body().partitions)
@@ -491,6 +499,18 @@ class PlanNode:
         """A partitioned hash join as one that holds its whole left side in every task."""
         copy = self._copy()
         copy._body().mode = _COLLECT_LEFT
+        return copy
+
+    def filtering_right(self) -> PlanNode:
+        """A hash join as one that keeps the rows of its right side that have its keys' partners.
+
+        Its whole left side is in every task. Conditions beyond the keys are left out.
+        """
+        copy = self.collecting_left()
+        body = copy._body()
+        body.join_type = JoinType.RIGHT_SEMI
+        for name in ("filter", "projection", "null_aware", "dynamic_filter"):
+            body.ClearField(name)
         return copy
 
     def with_file_groups(self, groups: Sequence[int]) -> PlanNode:

@@ -83,7 +83,13 @@ class StageRun:
     def measured(self) -> Measured:
         reports = [task.output.report for task in self.tasks if task.output is not None]
         partitions = [partition for report in reports for partition in report.partitions]
-        return Measured(sum(p.rows for p in partitions), sum(p.bytes for p in partitions))
+        alike = len({len(report.nodes) for report in reports}) == 1
+        nodes = zip(*(report.nodes for report in reports), strict=True) if alike else ()
+        return Measured(
+            sum(p.rows for p in partitions),
+            sum(p.bytes for p in partitions),
+            max((sum(node.rows for node in same) for same in nodes), default=0),
+        )
 
 
 @dataclass(frozen=True, slots=True)

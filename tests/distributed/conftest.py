@@ -15,7 +15,13 @@ import datafusion
 import pyarrow.flight as flight
 import pytest
 
-from resolver.distributed import LocalCluster, SessionContext, Worker, _flight_server
+from resolver.distributed import (
+    LocalCluster,
+    SessionContext,
+    SessionStateBuilder,
+    Worker,
+    _flight_server,
+)
 from resolver.distributed._settings import EXECUTION, PLANNING
 from tests.support.distributed import TABLES, DirectResolver, configured
 
@@ -102,7 +108,9 @@ def session(
     register: Callable[[datafusion.SessionContext], None],
 ) -> SessionContext:
     """A session on the cluster with the tables of TPC-H."""
-    session = cluster.session(resolver)
+    # The tables are small; their tasks are spread all the same.
+    builder = SessionStateBuilder().with_distributed_option("scan_bytes_per_task", 0)
+    session = cluster.session(resolver, builder=builder)
     register(session)
     return session
 

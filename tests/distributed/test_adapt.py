@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from resolver.distributed import DistributedPhysicalOptimizerRule
 from resolver.distributed._adapt import Measured, adapt, task_count, waits_for_build_side
 from resolver.distributed._options import DistributedOptions
+from resolver.distributed._plan_proto import JoinType
 from resolver.distributed._tree import Boundary, Share
 from resolver.distributed._workers import WorkerSlots
 
@@ -148,9 +149,89 @@ def test_a_window_over_a_join_keeps_the_division(planning):
     assert not result.created
 
 
+SELECTIVE = Measured(10, 1_000, most_rows=1_000)
+EXISTS = "SELECT * FROM customer WHERE EXISTS (SELECT 1 FROM orders WHERE o_custkey = c_custkey)"
+KEPT = {
+    "LeftSemi": EXISTS,
+    "LeftAnti": EXISTS.replace("EXISTS", "NOT EXISTS"),
+    "LeftMark": MARK,
+    "Left": INNER.replace("JOIN", "LEFT JOIN"),
+}
+
+
+@pytest.mark.parametrize("type_", KEPT)
+def test_only_rows_with_a_partner_are_shuffled_to_a_small_selective_build_side(planning, type_):
+    stage, build, probe = joined(planning, KEPT[type_])
+    assert waits_for_build_side(stage.tree) == {probe.number}
+    result = adapted(stage, build, probe, SELECTIVE)
+    (created,) = result.created
+    join = next(tree for tree in result.tree.walk() if tree.node.is_partitioned_join)
+    assert f"join_type={type_}," in join.line
+    assert [side.source.number for side in join.children] == [build.number, created.number]
+    # Divided as planned, of the rows of the probe side, and every task has all keys.
+    assert created.boundary is Boundary.SHUFFLE
+    assert created.tree.node.hash_expressions == probe.tree.node.hash_expressions
+    assert created.tree.partitions == probe.tree.partitions
+    keeper = created.tree.children[0]
+    assert keeper.node.join_type == JoinType.RIGHT_SEMI
+    assert keeper.children[0].source.boundary is Boundary.BROADCAST
+    assert keeper.children[0].source.number == build.number
+    assert keeper.children[1] is probe.tree.children[0]
+    assert any("with a partner in stage" in decision for decision in result.decisions)
+
+
+@pytest.mark.parametrize(
+    ("query", "measured", "options"),
+    [
+        (EXISTS, SMALL, {}),  # nothing is known of what it dropped
+        (EXISTS, Measured(600, 1_000, most_rows=1_000), {}),
+        (EXISTS, SELECTIVE, {"broadcast_threshold": 999}),
+        (INNER.replace("JOIN", "FULL JOIN"), SELECTIVE, {}),
+        ("SELECT * FROM customer WHERE nullif(c_custkey, 1) NOT IN "
+         "(SELECT nullif(o_custkey, 1) FROM orders)", SELECTIVE, {}),
+    ],
+)  # fmt: skip
+def test_a_probe_side_is_shuffled_whole_where_that_would_not_help_or_not_be_right(
+    planning, query, measured, options
+):
+    stage = next(
+        s
+        for s in stages(planning, query).values()
+        if any(t.node.is_partitioned_join or t.node.is_null_aware for t in s.tree.walk())
+    )
+    sides = [leaf.source for leaf in stage.tree.walk() if leaf.source is not None]
+    build, probe = (sides[0], sides[-1])
+    result = adapted(stage, build, probe, measured, **options)
+    assert not result.created
+
+
+def test_columns_of_a_gathered_build_side_are_named_in_every_task(planning):
+    """Naming them is not worth a stage that gathers everything in one task first."""
+    query = (
+        "SELECT a.x, count(*) FROM (SELECT c_custkey + 1 AS x FROM customer LEFT JOIN nation "
+        "ON c_nationkey = n_nationkey) a CROSS JOIN orders GROUP BY a.x"
+    )
+    found = stages(planning, query)
+    join = next(t for s in found.values() for t in s.tree.walk() if t.kind == "cross_join")
+    build = join.children[0]
+    while build.kind == "projection":
+        (build,) = build.children
+    assert build.source is not None
+    assert build.source.boundary is Boundary.BROADCAST
+    assert build.source.tree.partitions > 1
+
+
+def test_a_scan_of_little_is_one_task(planning):
+    (scan, _) = stages(planning, "SELECT l_tax, count(*) FROM lineitem GROUP BY 1").values()
+    size = next(tree.node for tree in scan.tree.walk() if tree.node.is_scan).file_bytes
+    for least, expected in ((size, 1), (size - 1, 2), (1, 3), (0, 3)):
+        options = DistributedOptions(scan_bytes_per_task=least)
+        assert task_count(scan, {}, options, 3) == expected
+
+
 def test_a_stage_gets_the_tasks_that_it_is_worth(planning):
     scan, total = stages(planning, "SELECT l_suppkey, sum(l_tax) FROM lineitem GROUP BY 1").values()
-    options = DistributedOptions(bytes_per_task=1_000)
+    options = DistributedOptions(bytes_per_task=1_000, scan_bytes_per_task=0)
     assert task_count(scan, {}, options, 3) == 3
     assert task_count(scan, {}, options, 2) == 2
     assert task_count(scan, {}, DistributedOptions(files_per_task=1_000), 3) == 1

@@ -24,7 +24,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 # Two shuffles of more than what is sent along with a task's report.
 JOIN = "SELECT o_orderkey, o_comment, c_comment FROM orders JOIN customer ON o_custkey = c_custkey"
-SHUFFLED = {"broadcast_threshold": 0, "bytes_per_task": 0, "coordinator_threshold": 0}
+SHUFFLED = {
+    "broadcast_threshold": 0,
+    "bytes_per_task": 0,
+    "scan_bytes_per_task": 0,
+    "coordinator_threshold": 0,
+}
 
 
 @pytest.fixture

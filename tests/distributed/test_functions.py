@@ -103,7 +103,9 @@ def test_workers_fetch_from_one_another_through_their_own_resolver(session_on, s
         lambda query: query.builder.with_distributed_channel_resolver(own).build()
     ).with_slots(1)
     builder = SessionStateBuilder().with_distributed_option("broadcast_threshold", 0)
-    session = session_on(worker, builder.with_distributed_option("bytes_per_task", 0))
+    for option in ("bytes_per_task", "scan_bytes_per_task"):
+        builder.with_distributed_option(option, 0)
+    session = session_on(worker, builder)
     query = "SELECT o_comment, c_comment FROM orders JOIN customer ON o_custkey = c_custkey"
     report = session._start(frame := session.sql(query)).report
     assert report.fetched_bytes > report.head_fetched_bytes

@@ -14,7 +14,7 @@ from tests.support.nested_sql import TABLES, nested_query, write_tables
 
 QUERIES = 160
 MOST_ROWS = 20_000
-SMALL = {"bytes_per_task": 0, "coordinator_threshold": 0}
+SMALL = {"bytes_per_task": 0, "scan_bytes_per_task": 0, "coordinator_threshold": 0}
 WAYS = [
     # Some build sides below the threshold, some above; many and few partitions and tasks.
     Way(options={**SMALL, "broadcast_threshold": 1 << 40}, partitions_per_slot=3),
@@ -22,7 +22,10 @@ WAYS = [
     Way(options={**SMALL, "broadcast_threshold": 2_000}, partitions_per_slot=3),
     Way(options={**SMALL, "broadcast_threshold": 0}, partitions_per_slot=2),
     Way(options={"bytes_per_task": 4_000, "coordinator_threshold": 3_000}, partitions_per_slot=2),
-    Way(options={"files_per_task": 2, "broadcast_threshold": 1_000}, partitions_per_slot=1),
+    Way(
+        options={"files_per_task": 2, "scan_bytes_per_task": 0, "broadcast_threshold": 1_000},
+        partitions_per_slot=1,
+    ),
 ]
 
 

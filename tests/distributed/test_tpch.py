@@ -49,8 +49,11 @@ def with_tables(session: SessionContext, folder: Path) -> SessionContext:
 
 @pytest.fixture(scope="module", params=[1, 2, 3, 5])
 def session(request: pytest.FixtureRequest, folder: Path) -> Iterator[SessionContext]:
+    builder = SessionStateBuilder()
+    if request.param != 2:  # with two, as it comes; else small files too are spread
+        builder.with_distributed_option("scan_bytes_per_task", 0)
     with DefaultChannelResolver() as resolver, LocalCluster(workers=request.param) as cluster:
-        yield with_tables(cluster.session(resolver), folder)
+        yield with_tables(cluster.session(resolver, builder=builder), folder)
 
 
 @pytest.mark.parametrize("number", QUERIES)
@@ -94,6 +97,7 @@ def fleet_session(fleet: Fleet, folder: Path) -> Iterator[SessionContext]:
             .with_distributed_worker_resolver(fleet)
             .with_physical_optimizer_rule(DistributedPhysicalOptimizerRule())
             .with_distributed_channel_resolver(resolver)
+            .with_distributed_option("scan_bytes_per_task", 0)
             .build()
         )
         yield with_tables(SessionContext(state), folder)

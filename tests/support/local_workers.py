@@ -42,7 +42,7 @@ class Way:
         return replace(self, settings={**self.settings, **changed})
 
 
-_EVERYWHERE: Final = {"bytes_per_task": 0, "coordinator_threshold": 0}
+_EVERYWHERE: Final = {"bytes_per_task": 0, "scan_bytes_per_task": 0, "coordinator_threshold": 0}
 DEFAULTS: Final = Way()
 SHUFFLES: Final = Way(options={**_EVERYWHERE, "broadcast_threshold": 0})
 """Small inputs too are shuffled, to a task on every worker."""
