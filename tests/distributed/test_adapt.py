@@ -151,6 +151,10 @@ def test_a_window_over_a_join_keeps_the_division(planning):
 
 SELECTIVE = Measured(10, 1_000, most_rows=1_000)
 EXISTS = "SELECT * FROM customer WHERE EXISTS (SELECT 1 FROM orders WHERE o_custkey = c_custkey)"
+NOT_IN = (
+    "SELECT * FROM customer WHERE nullif(c_custkey, 1) NOT IN "
+    "(SELECT nullif(o_custkey, 1) FROM orders)"
+)
 KEPT = {
     "LeftSemi": EXISTS,
     "LeftAnti": EXISTS.replace("EXISTS", "NOT EXISTS"),
@@ -187,10 +191,9 @@ def test_only_rows_with_a_partner_are_shuffled_to_a_small_selective_build_side(p
         (EXISTS, Measured(600, 1_000, most_rows=1_000), {}),
         (EXISTS, SELECTIVE, {"broadcast_threshold": 999}),
         (INNER.replace("JOIN", "FULL JOIN"), SELECTIVE, {}),
-        ("SELECT * FROM customer WHERE nullif(c_custkey, 1) NOT IN "
-         "(SELECT nullif(o_custkey, 1) FROM orders)", SELECTIVE, {}),
+        (NOT_IN, SELECTIVE, {}),
     ],
-)  # fmt: skip
+)
 def test_a_probe_side_is_shuffled_whole_where_that_would_not_help_or_not_be_right(
     planning, query, measured, options
 ):
