@@ -8,12 +8,12 @@ is run here, and every decision is a sentence that ``explain(analyze=True)`` can
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from ._cutter import input_of
 from ._plan_proto import AggregateMode, JoinType, PlanNode
+from ._sizes import Measured, is_tiny
 from ._tree import Boundary, Stage, Tree
 
 if TYPE_CHECKING:
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
     from ._options import DistributedOptions
 
-__all__ = ["Adapted", "Measured", "adapt", "rows_and_bytes", "task_count", "waits_for_build_side"]
+__all__ = [
+    "Adapted",
+    "adapt",
+    "read_by_every_task",
+    "waits_for_build_side",
+]
 
 # Without rows on the build side these have none either.
 _EMPTY_WITHOUT_BUILD: Final = frozenset(
@@ -73,15 +78,6 @@ _GROUPS_WITHIN_PARTITIONS: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What the output of a stage came to. ``most_rows`` is what any of its nodes gave."""
-
-    rows: int
-    bytes: int
-    most_rows: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Adapted:
     """A stage's tree as it will run, and why it differs from the plan.
 
@@ -104,6 +100,20 @@ def waits_for_build_side(tree: Tree, measured: Collection[int] = ()) -> frozense
         if _is_undecided(join, measured)
         for right in [join.children[1]]
         if right.source is not None and right.source.boundary is Boundary.SHUFFLE
+    )
+
+
+def read_by_every_task(tree: Tree, options: DistributedOptions) -> frozenset[int]:
+    """Numbers of the stages under ``tree`` that need not run if their join is broadcast.
+
+    Build sides of so little that every task may as well read their files itself.
+    """
+    return frozenset(
+        left.source.number
+        for join in tree.walk()
+        if join.node.is_partitioned_join and not join.emits_build_side
+        for left in [join.children[0]]
+        if left.source is not None and is_tiny(left.source, options)
     )
 
 
@@ -191,6 +201,8 @@ class _Adapter:
 
     def _join(self, join: Tree, *, free: bool) -> Tree:
         left, right = join.children
+        if self._may_read_build_side(join, free=free):
+            return self._reading_build_side(join, free=free)
         if not self._may_broadcast(join) or (right.source is not None and not free):
             return self._filtered(join) or self._shuffled(join)
         assert left.source is not None
@@ -201,19 +213,41 @@ class _Adapter:
         if size > self._options.broadcast_threshold:
             self.decisions.append(f"shuffled: {decided}")
             return self._shuffled(join)
+        whole = replace(build, boundary=Boundary.BROADCAST)
+        left = replace(left, source=whole, line=f"{whole.boundary.value}: stage {whole.number}")
+        return self._collecting(join, left, f"broadcast: {decided}", free=free)
+
+    def _collecting(self, join: Tree, left: Tree, decision: str, *, free: bool) -> Tree:
+        """``join`` with ``left``, whole, in every task, and its probe side not shuffled."""
+        right = join.children[1]
         if right.source is not None:
-            self.decisions.append(
-                f"broadcast: {decided}; stage {right.source.number} need not be shuffled"
-            )
+            decision += f"; stage {right.source.number} need not be shuffled"
             self.moved_rows = True
             right = self._probe_sides[right.source.number]
         else:
-            self.decisions.append(f"broadcast: {decided}")
             right = self.adapt(right, free=free)
+        self.decisions.append(decision)
         line = join.line.replace("mode=Partitioned", "mode=CollectLeft", 1)
-        whole = replace(build, boundary=Boundary.BROADCAST)
-        left = replace(left, source=whole, line=f"{whole.boundary.value}: stage {whole.number}")
         return Tree(join.node.collecting_left(), line, (left, right))
+
+    def _may_read_build_side(self, join: Tree, *, free: bool) -> bool:
+        build, probe = join.children[0].source, join.children[1].source
+        if build is None or build.number in self._measured or join.emits_build_side:
+            return False
+        if probe is not None and not (free and probe.number in self._probe_sides):
+            return False
+        return is_tiny(build, self._options)
+
+    def _reading_build_side(self, join: Tree, *, free: bool) -> Tree:
+        build = join.children[0].source
+        assert build is not None
+        (left,) = build.tree.children
+        size = sum(tree.node.file_bytes for tree in left.walk() if tree.node.is_scan)
+        if left.partitions > 1:
+            left = Tree(PlanNode.coalesce(), "CoalescePartitionsExec", (left,))
+        decided = f"broadcast: every task reads the {size:,} bytes of files of stage "
+        decided += f"{build.number}, scan_bytes_per_task is {self._options.scan_bytes_per_task:,}"
+        return self._collecting(join, left, decided, free=free)
 
     def _filtered(self, join: Tree) -> Tree | None:
         """``join`` with its probe side reduced, before it is shuffled, to rows with a partner.
@@ -326,30 +360,3 @@ def _is_hashed_by(side: Tree, keys: Sequence[bytes], partitions: int) -> bool:
         return False
     top = side.source.tree.node
     return top.hash_expressions == tuple(keys) and top.hash_partitions == partitions
-
-
-def rows_and_bytes(measured: Mapping[int, Measured], tree: Tree) -> Measured:
-    """What all inputs of ``tree`` came to."""
-    inputs = [measured[leaf.source.number] for leaf in tree.walk() if leaf.source is not None]
-    return Measured(sum(m.rows for m in inputs), sum(m.bytes for m in inputs))
-
-
-def task_count(
-    stage: Stage, measured: Mapping[int, Measured], options: DistributedOptions, workers: int
-) -> int:
-    """How many tasks a stage is worth, at most one per worker."""
-    nodes = [tree.node for tree in stage.tree.walk()]
-    scans = [node for node in nodes if node.is_scan]
-    tables = [node.memory_partitions for node in nodes if node.kind == "memory_scan"]
-    pieces = sum(node.file_ranges for node in scans) + sum(map(len, tables))
-    size = rows_and_bytes(measured, stage.tree).bytes
-    if pieces:
-        size += sum(node.file_bytes for node in scans) + sum(map(sum, tables))
-        worth = math.ceil(pieces / options.files_per_task)
-        if options.scan_bytes_per_task:
-            worth = min(worth, math.ceil(size / options.scan_bytes_per_task))
-    elif options.bytes_per_task:
-        worth = math.ceil(size / options.bytes_per_task)
-    else:
-        worth = workers
-    return max(1, min(worth, workers, stage.divisible))

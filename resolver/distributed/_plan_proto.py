@@ -100,8 +100,12 @@ _MESSAGES: Final[dict[str, tuple[_Field, ...]]] = {
         ("last_modified_ns", 3, "uint64", False),
     ),
     "FileGroup": (("files", 1, "File", True),),
+    "Statistics": (("rows", 1, "Precision", False),),
+    "Precision": (("info", 1, "int32", False), ("value", 2, "Scalar", False)),
+    "Scalar": (("uint64", 11, "uint64", False),),
     "ScanConf": (
         ("file_groups", 1, "FileGroup", True),
+        ("statistics", 6, "Statistics", False),
         ("object_store_url", 8, "string", False),
         ("partitioned_by_file_group", 14, "bool", False),
         ("output_partitioning", 15, "bytes", False),
@@ -197,6 +201,7 @@ class JoinType(enum.IntEnum):
     RIGHT_MARK = 9
 
 
+_ABSENT: Final = 2  # of a statistic; otherwise it is exact, or an estimate from above
 _COLLECT_LEFT: Final = 0
 _PARTITIONED: Final = 1
 
@@ -313,6 +318,13 @@ class PlanNode:
         scheme = message.repartition.partitioning.hash
         scheme.expressions.extend(expressions)
         scheme.partition_count = partitions
+        return cls(message)
+
+    @classmethod
+    def coalesce(cls) -> PlanNode:
+        """All partitions brought into one, without an input yet."""
+        message = _Message()
+        message.coalesce_partitions.SetInParent()
         return cls(message)
 
     def to_bytes(self) -> bytes:
@@ -436,6 +448,14 @@ class PlanNode:
         """Size of the files that a scan reads, counted once for every range of them."""
         groups = self._body().base_conf.file_groups
         return sum(file.size for group in groups for file in group.files)
+
+    @property
+    def file_rows(self) -> int | None:
+        """Rows in the files that a scan reads, before any filter; ``None``: not known."""
+        rows = self._body().base_conf.statistics.rows
+        if rows.info == _ABSENT or not rows.value.HasField("uint64"):
+            return None
+        return int(rows.value.uint64)
 
     @property
     def memory_partitions(self) -> tuple[int, ...]:

@@ -24,15 +24,16 @@ import pyarrow as pa
 from resolver._errors import ResolverError, WorkerConnectError
 
 from . import _wire
-from ._adapt import Measured, adapt, task_count, waits_for_build_side
+from ._adapt import adapt, read_by_every_task, waits_for_build_side
 from ._batches import merged_schema
 from ._errors import DistributedError, WorkerLostError
 from ._inputs import InputLostError
+from ._sizes import Measured, task_count
 from ._threads import call_all
 from ._tree import Boundary, Share, Stage, Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from ._calls import WorkerCalls
     from ._options import DistributedOptions
@@ -150,29 +151,38 @@ class Scheduler:
         decisions: dict[str, None] = {}  # each once
         runs: dict[int, StageRun] = {}
         prepared: dict[int, _Settled] = {}
+        spared = read_by_every_task(tree, self._options)
         while True:
             inputs = [leaf.source for leaf in tree.walk() if leaf.source is not None]
             missing = [below for below in inputs if below.number not in runs]
             if not missing:
                 break
-            waiting = waits_for_build_side(tree, runs)
-            calls: list[Callable[[], tuple[int, StageRun | _Settled]]] = []
-            for below in missing:
-                if below.number not in waiting:
-                    calls.append(functools.partial(self._completed, below, prepared))
-                elif below.number not in prepared:
-                    calls.append(functools.partial(self._prepared, below))
+            wanted = [below for below in missing if below.number not in spared]
+            calls = self._steps(wanted, waits_for_build_side(tree, runs), prepared)
             for number, result in call_all(calls, name=f"stage-{stage.number}"):
                 if isinstance(result, _Settled):
                     prepared[number] = result
                 else:
                     runs[number] = result
             tree = self._adapted(tree, runs, prepared, decisions)
+            spared = frozenset()  # what is still there is needed after all
         needed = {below.number for below in inputs}
         for number, probe in prepared.items():
             if number not in needed:  # its decisions are this stage's now
                 decisions.update(dict.fromkeys(probe.decisions))
         return _Settled(tree, {number: runs[number] for number in sorted(needed)}, tuple(decisions))
+
+    def _steps(
+        self, wanted: Sequence[Stage], waiting: Collection[int], prepared: Mapping[int, _Settled]
+    ) -> list[Callable[[], tuple[int, StageRun | _Settled]]]:
+        """Run these stages, but those that wait for a build side only up to their own tree."""
+        steps: list[Callable[[], tuple[int, StageRun | _Settled]]] = []
+        for below in wanted:
+            if below.number not in waiting:
+                steps.append(functools.partial(self._completed, below, prepared))
+            elif below.number not in prepared:
+                steps.append(functools.partial(self._prepared, below))
+        return steps
 
     def _adapted(
         self,

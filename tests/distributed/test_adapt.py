@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resolver.distributed import DistributedPhysicalOptimizerRule
-from resolver.distributed._adapt import Measured, adapt, task_count, waits_for_build_side
+from resolver.distributed._adapt import adapt, read_by_every_task, waits_for_build_side
 from resolver.distributed._options import DistributedOptions
 from resolver.distributed._plan_proto import JoinType
+from resolver.distributed._sizes import Measured, task_count
 from resolver.distributed._tree import Boundary, Share
 from resolver.distributed._workers import WorkerSlots
 
@@ -222,6 +224,74 @@ def test_columns_of_a_gathered_build_side_are_named_in_every_task(planning):
     assert build.source is not None
     assert build.source.boundary is Boundary.BROADCAST
     assert build.source.tree.partitions > 1
+
+
+SMALL_BUILD = "SELECT * FROM nation JOIN customer ON n_nationkey = c_nationkey"
+
+
+def settled(planning, query, **options):
+    """The stage with the first join as it would run before anything was measured."""
+    stage, build, probe = joined(planning, query)
+    options = DistributedOptions(**options)
+    spared = read_by_every_task(stage.tree, options)
+    result = adapt(
+        stage.tree,
+        {},
+        {probe.number: probe.tree.children[0]},
+        options,
+        empty=lambda tree: tree.over(),
+        new_number=itertools.count(100).__next__,
+    )
+    return stage, build, probe, spared, result
+
+
+def test_a_build_side_of_small_files_is_read_by_every_task(planning):
+    stage, build, probe, spared, result = settled(planning, SMALL_BUILD)
+    assert spared == {build.number}
+    join = next(tree for tree in result.tree.walk() if "Join" in tree.name)
+    assert join.collects_left
+    left, right = join.children
+    assert left.partitions == 1
+    assert [tree.node.is_scan for tree in left.walk()][-1]
+    assert right is probe.tree.children[0]
+    assert not [leaf for leaf in result.tree.walk() if leaf.source is not None]
+    assert any("every task reads" in decision for decision in result.decisions)
+    # What every task has whole is not what the tasks share out.
+    task = dataclasses.replace(stage, tree=result.tree)
+    assert task_count(task, {}, DistributedOptions(scan_bytes_per_task=0), 9) == right.partitions
+    shares = [result.tree.shared(Share(k, k + 1, 3)) for k in range(3)]
+    assert any(shares)
+    for own in filter(None, shares):
+        assert next(tree for tree in own.walk() if "Join" in tree.name).children[0] is left
+
+
+@pytest.mark.parametrize(
+    ("query", "options"),
+    [
+        (SMALL_BUILD, {"scan_bytes_per_task": 0}),
+        (SMALL_BUILD, {"scan_bytes_per_task": 199}),  # 25 rows of at least 8 bytes
+        (SMALL_BUILD, {"broadcast_threshold": 0}),
+        (SMALL_BUILD.replace("JOIN", "LEFT JOIN"), {}),
+        # Every task would see other rows.
+        (SMALL_BUILD.replace("nation ", "(SELECT * FROM nation WHERE random() < 0.5) "), {}),
+        (SMALL_BUILD.replace("nation ", "(SELECT * FROM nation LIMIT 7) "), {}),
+    ],
+)
+def test_a_build_side_is_a_stage_where_reading_it_everywhere_is_not_the_same(
+    planning, query, options
+):
+    _, build, _, spared, result = settled(planning, query, **options)
+    assert not spared
+    assert build.number in [leaf.source.number for leaf in result.tree.walk() if leaf.source]
+
+
+def test_a_small_build_side_is_a_stage_where_the_division_is_relied_on(planning):
+    query = (
+        f"SELECT n_nationkey, sum(c_acctbal) OVER (PARTITION BY n_nationkey) FROM ({SMALL_BUILD})"
+    )
+    _, build, _, spared, result = settled(planning, query)
+    assert spared == {build.number}
+    assert build.number in [leaf.source.number for leaf in result.tree.walk() if leaf.source]
 
 
 def test_a_scan_of_little_is_one_task(planning):

@@ -21,6 +21,8 @@ WAYS = [
     Way(options={**SMALL, "broadcast_threshold": 500}, partitions_per_slot=2),
     Way(options={**SMALL, "broadcast_threshold": 2_000}, partitions_per_slot=3),
     Way(options={**SMALL, "broadcast_threshold": 0}, partitions_per_slot=2),
+    # Small tables are read by every task, the largest is not.
+    Way(options={**SMALL, "scan_bytes_per_task": 4_000}, partitions_per_slot=3),
     Way(options={"bytes_per_task": 4_000, "coordinator_threshold": 3_000}, partitions_per_slot=2),
     Way(
         options={"files_per_task": 2, "scan_bytes_per_task": 0, "broadcast_threshold": 1_000},

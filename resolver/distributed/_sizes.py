@@ -1,0 +1,91 @@
+"""How much there is to read, and what that is worth: figures, and what follows from them.
+
+Sizes of stage output are measured, sizes of files are known. Which join runs how is
+``_adapt``'s business.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ._tree import Boundary, Stage, Tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from ._options import DistributedOptions
+    from ._plan_proto import PlanNode
+
+__all__ = ["Measured", "is_tiny", "rows_and_bytes", "task_count"]
+
+_ROW_BY_ROW: Final = frozenset({"coalesce_batches", "cooperative", "filter", "projection"})
+_MAY_DIFFER: Final = re.compile(r"\b[a-z_]\w*\(|\bfetch=")
+"""In a node's line: any function may be a volatile one, such as ``random()``."""
+_LEAST_ROW: Final = 8  # bytes of a row in memory, at least
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the output of a stage came to. ``most_rows`` is what any of its nodes gave."""
+
+    rows: int
+    bytes: int
+    most_rows: int = 0
+
+
+def is_tiny(stage: Stage, options: DistributedOptions) -> bool:
+    """Whether it reads files of little size, and gives the same rows to whoever reads them."""
+    if stage.boundary is not Boundary.SHUFFLE:
+        return False
+    below = list(stage.tree.children[0].walk())
+    if not all(tree.node.is_scan or tree.kind in _ROW_BY_ROW for tree in below):
+        return False
+    if any(_MAY_DIFFER.search(tree.line) for tree in below if not tree.node.is_scan):
+        return False
+    scans = [tree for tree in below if tree.node.is_scan]
+    if any(", limit=" in scan.line for scan in scans):
+        return False  # which rows those are is up to whoever reads
+    limit = min(options.scan_bytes_per_task, options.broadcast_threshold)
+    rows = [scan.node.file_rows for scan in scans]
+    # Of a well compressed file the size tells little: many rows of the same are few bytes.
+    return all(
+        count is not None and count * _LEAST_ROW <= limit and scan.node.file_bytes <= limit
+        for count, scan in zip(rows, scans, strict=True)
+    )
+
+
+def rows_and_bytes(measured: Mapping[int, Measured], tree: Tree) -> Measured:
+    """What all inputs of ``tree`` came to."""
+    inputs = [measured[leaf.source.number] for leaf in tree.walk() if leaf.source is not None]
+    return Measured(sum(m.rows for m in inputs), sum(m.bytes for m in inputs))
+
+
+def task_count(
+    stage: Stage, measured: Mapping[int, Measured], options: DistributedOptions, workers: int
+) -> int:
+    """How many tasks a stage is worth, at most one per worker."""
+    nodes = list(_divided(stage.tree))
+    scans = [node for node in nodes if node.is_scan]
+    tables = [node.memory_partitions for node in nodes if node.kind == "memory_scan"]
+    pieces = sum(node.file_ranges for node in scans) + sum(map(len, tables))
+    size = rows_and_bytes(measured, stage.tree).bytes
+    if pieces:
+        size += sum(node.file_bytes for node in scans) + sum(map(sum, tables))
+        worth = math.ceil(pieces / options.files_per_task)
+        if options.scan_bytes_per_task:
+            worth = min(worth, math.ceil(size / options.scan_bytes_per_task))
+    elif options.bytes_per_task:
+        worth = math.ceil(size / options.bytes_per_task)
+    else:
+        worth = workers
+    return max(1, min(worth, workers, stage.divisible))
+
+
+def _divided(tree: Tree) -> Iterator[PlanNode]:
+    """The nodes that tasks share out, without the build sides that every task has whole."""
+    yield tree.node
+    for child in tree.children[1:] if tree.collects_left else tree.children:
+        yield from _divided(child)
