@@ -48,7 +48,10 @@ class LocalCluster:
     Starts on ``start()`` or ``with``; returns once every worker answers, or raises
     ``ClusterStartError`` with the worker's stderr after ``start_timeout`` seconds.
     ``session_builder`` names a function for ``Worker.from_session_builder`` as
-    ``"module:function"``; ``environment`` is added to the workers' own.
+    ``"module:function"``, found on this process' ``sys.path``; ``environment`` is added to
+    the workers' own. ``processes`` are their ``subprocess.Popen`` objects. Start and close
+    it on one thread; sessions may be made and used on any. Raises ``ValueError`` for
+    numbers below 1.
 
     ``slots`` is how many tasks a worker runs at once, ``exchange_quota`` how many bytes of
     stage output it keeps (``None``: no limit), ``version`` what it says its version is.
@@ -92,7 +95,10 @@ class LocalCluster:
         self._finalizer: weakref.finalize[..., LocalCluster] | None = None
 
     def start(self) -> Self:
-        """Start the workers and wait until they are ready. Once per cluster."""
+        """Start the workers and wait until they are ready. Once per cluster.
+
+        Raises ``ClusterStartError``, or ``RuntimeError`` the second time.
+        """
         if self._finalizer is not None:
             raise RuntimeError("a LocalCluster starts once; make another one")
         self._directory = LockedDirectory("cluster")
@@ -112,7 +118,10 @@ class LocalCluster:
         return self
 
     def get_urls(self) -> Sequence[str]:
-        """The workers' URLs; a worker that died keeps its place."""
+        """The workers' URLs, none before the start; a worker that died keeps its place.
+
+        Thread-safe.
+        """
         return self._urls
 
     @property
@@ -146,7 +155,10 @@ class LocalCluster:
         )
 
     def close(self) -> None:
-        """Stop the workers and remove the cluster's directory. Idempotent."""
+        """Stop the workers and remove the cluster's directory. Idempotent.
+
+        A worker that has not stopped after 5 seconds is killed.
+        """
         if self._finalizer is not None:
             self._finalizer()
         if self._own_resolver is not None:

@@ -65,7 +65,10 @@ class HeadStream(datafusion.RecordBatchStream):
 class DataFrame(datafusion.DataFrame):
     """A ``datafusion.DataFrame`` in all but where its results are computed.
 
-    Immutable, like its base; made by the methods of ``SessionContext``.
+    Immutable, like its base, and safe to share between threads; made by the methods of
+    ``SessionContext``, which says what results raise. Nothing is remembered: two results
+    of one frame are two queries. A stream holds the rows that it has not given out yet on
+    disk, until it has ended or is dropped.
     """
 
     def __init__(self, frame: datafusion.DataFrame, session: SessionContext) -> None:
@@ -187,7 +190,9 @@ class DataFrame(datafusion.DataFrame):
         """Print the first ``num`` rows, as DataFusion prints them.
 
         ``progress=True`` shows on standard error how stages and tasks come along; a
-        callable is told instead, on threads of the query's.
+        callable is told instead, with an object that has the numbers ``stage``, ``done``,
+        ``tasks``, ``total_done`` and ``total_tasks``, on threads of the query's, possibly
+        several at once. What it raises fails the query.
         """
         line = ProgressLine() if progress is True else None
         try:

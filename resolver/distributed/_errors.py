@@ -22,11 +22,17 @@ class DistributedError(ResolverError):
 
 
 class TaskFailedError(DistributedError, RuntimeError):
-    """A worker reported that a task failed; the message is DataFusion's own."""
+    """A worker ran a task and it failed; the message is DataFusion's own.
+
+    It would fail again, and is not tried again. ``url`` is the worker it failed on.
+    """
 
 
 class WorkerLostError(DistributedError, ConnectionError):
-    """A worker stopped answering during a query; ``__cause__`` is what Flight said."""
+    """A worker stopped answering, and nobody else could run what it was to run.
+
+    ``__cause__`` is what Flight said. Asking again makes sense once workers are back.
+    """
 
 
 class InsecureListenError(DistributedError, ValueError):

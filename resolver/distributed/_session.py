@@ -79,7 +79,13 @@ class SessionContext(datafusion.SessionContext):
     """A ``datafusion.SessionContext`` in all else.
 
     ``state`` comes from ``SessionStateBuilder``; without one this is plain DataFusion.
-    Queries may run from several threads at once.
+    Queries may run from several threads at once. Building a query calls no worker;
+    results, plans and ``explain()`` do.
+
+    What a result raises, besides DataFusion's own errors: ``TaskFailedError`` when the
+    query itself fails on a worker, ``WorkerLostError`` or ``WorkerConnectError`` when no
+    worker is left to run it, ``DistributedError`` when a worker refuses what it is asked,
+    and whatever the worker resolver raises. All but the last are ``ResolverError``.
     """
 
     def __init__(

@@ -32,6 +32,8 @@ __all__ = ["SessionState", "SessionStateBuilder"]
 class SessionState:
     """Everything a session is made with. Made by ``SessionStateBuilder.build()``.
 
+    Immutable, and may be shared: several sessions, on any threads, can be made of one.
+
     Without a ``worker_resolver`` or a ``rule`` every plan runs single-node.
     """
 
@@ -109,7 +111,10 @@ class SessionStateBuilder:
         self._tables: dict[str, Any] = {}
 
     def with_distributed_worker_resolver(self, resolver: WorkerResolver) -> SessionStateBuilder:
-        """Where a query's workers come from: anything with ``get_urls()``."""
+        """Where a query's workers come from: anything with ``get_urls()``.
+
+        Raises ``TypeError`` for what has none.
+        """
         if not isinstance(resolver, WorkerResolver):
             raise TypeError(f"{type(resolver).__name__} is no WorkerResolver: it has no get_urls()")
         self._worker_resolver = resolver
@@ -118,7 +123,8 @@ class SessionStateBuilder:
     def with_distributed_channel_resolver(self, resolver: ChannelResolver) -> SessionStateBuilder:
         """How a worker is reached: anything with ``get_flight_client_for_url(url)``.
 
-        Default: ``default_channel_resolver()``, shared by the whole process.
+        Default: ``default_channel_resolver()``, shared by the whole process. Raises
+        ``TypeError`` for what is none.
         """
         if not callable(getattr(resolver, "get_flight_client_for_url", None)):
             raise TypeError(
@@ -131,7 +137,7 @@ class SessionStateBuilder:
     def with_physical_optimizer_rule(
         self, rule: DistributedPhysicalOptimizerRule
     ) -> SessionStateBuilder:
-        """The rule that cuts plans into stages."""
+        """The rule that cuts plans into stages. Raises ``TypeError`` for another one."""
         if not callable(getattr(rule, "distribute", None)):
             raise TypeError(f"{type(rule).__name__} is no DistributedPhysicalOptimizerRule")
         self._rule = rule

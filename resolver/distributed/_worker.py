@@ -33,10 +33,12 @@ _DRAIN_POLL: Final = 0.05  # seconds
 
 @dataclass(frozen=True, slots=True)
 class WorkerQueryContext:
-    """What a worker's session builder is given for each task.
+    """What a worker's session builder is given, once per query.
 
-    ``builder`` is a fresh SessionStateBuilder to finish with ``build()``; ``headers``
-    are the request's headers, lower-case names, without the authorization.
+    ``builder`` is a fresh SessionStateBuilder to finish with ``build()``; it brings the
+    channel resolver with the worker's own token, if it has one. ``headers`` are those of
+    the call that brought the query's first task: ``str`` values, lower-case names, the
+    last value of a repeated name, without the authorization and binary headers. Immutable.
     """
 
     builder: SessionStateBuilder
@@ -56,7 +58,10 @@ class Worker:
     ``allow_python_udfs=True`` lets plan bytes bring pickled Python functions, which is
     letting every caller run code here. ``exchange_quota`` limits the stage output that
     is kept, in bytes; a query that needs more fails, and the worker lives on. ``None``:
-    only the disk is the limit.
+    only the disk is the limit. Raises ``ValueError`` for a quota below 1.
+
+    Set it up on one thread; it is only read once it has become a server. Several servers
+    may be made of one worker; each has slots and a quota of its own.
     """
 
     def __init__(
@@ -86,7 +91,9 @@ class Worker:
 
         It is called once per query, on the thread of the query's first task here, with a
         ``WorkerQueryContext``; for several queries possibly at once. It may be an
-        ``async`` function.
+        ``async`` function, which then runs in an event loop of its own. What it raises
+        fails that task with its message, and the query with ``TaskFailedError``.
+        ``worker_info`` calls it once, without headers, if no query has come yet.
         """
         return cls(
             session_builder, allow_python_udfs=allow_python_udfs, exchange_quota=exchange_quota
@@ -100,8 +107,9 @@ class Worker:
     def with_slots(self, slots: int) -> Self:
         """How many tasks run at once; more wait their turn.
 
+        A query is planned for as many partitions as all workers have slots together.
         Default: the number of CPUs that this process may use. Takes effect with the
-        next ``into_flight_server()``.
+        next ``into_flight_server()``. Raises ``ValueError`` for less than 1.
         """
         if slots < 1:
             raise ValueError(f"a worker of {slots} slots; it needs at least 1")
@@ -142,10 +150,12 @@ class Worker:
     ) -> WorkerServer:
         """Listen on ``location`` (port 0: a free one) and return the server.
 
-        Calls are answered from now on. Loopback by default; any other address needs
-        ``tls_certificate`` and ``tls_key`` (PEM bytes) with ``token`` or ``client_ca``,
-        or ``insecure=True``. Output goes to a directory of its own under
-        ``exchange_dir`` (the system's temporary directory).
+        ``location`` is a worker URL, as ``str`` or ``pyarrow.flight.Location``. Calls are
+        answered from now on. Loopback by default; any other address needs
+        ``tls_certificate`` and ``tls_key`` (PEM bytes) with ``token`` (text, expected as
+        ``authorization: Bearer <token>``) or ``client_ca`` (PEM bytes; a certificate signed
+        by it is demanded), or ``insecure=True``. Output goes to a directory of its own,
+        for this user only, under ``exchange_dir`` (the system's temporary directory).
 
         ``advertise`` is the worker URL by which others reach this worker (port 0: the
         one it listens on). It is needed for an address such as ``0.0.0.0``, which stands
@@ -175,9 +185,9 @@ async def _await(built: Awaitable[SessionState]) -> SessionState:
 class WorkerServer:
     """A listening worker. ``with`` serves nothing new but shuts down at its end.
 
-    ``url`` is the worker URL to give to sessions, ``location`` the same for pyarrow,
-    ``port`` the port (0 for a Unix socket). ``serve()`` blocks until ``shutdown()``,
-    which any thread may call.
+    Made by ``Worker.into_flight_server()``. ``url`` is the worker URL to give to
+    sessions, ``location`` the same for pyarrow (both ``str``), ``port`` the port (0 for a
+    Unix socket). ``serve()`` blocks until ``shutdown()``. Thread-safe.
     """
 
     def __init__(
@@ -217,7 +227,7 @@ class WorkerServer:
         return not (self._pool.running or self._pool.queued or self._exchange.queries())
 
     def serve(self) -> None:
-        """Answer calls until ``shutdown()``."""
+        """Block until ``shutdown()``. Calls are answered without it, too."""
         self._flight.wait()
 
     def start_draining(self) -> None:
@@ -229,7 +239,9 @@ class WorkerServer:
 
         For up to ``drain`` seconds before that, running tasks may finish and their
         output be fetched, while new tasks are refused; until no query needs this worker.
-        A call from another thread with ``drain=0`` ends such a wait.
+        A call from another thread with ``drain=0`` ends such a wait. Without ``drain``
+        it blocks for up to 5 seconds, until running tasks have noticed, and until the
+        calls that are being answered have ended.
         """
         self.start_draining()
         if drain:

@@ -21,11 +21,17 @@ class WorkerResolver(Protocol):
     """Anything that can name the workers of the moment.
 
     Asked once per query, possibly from several threads at once, so workers may come and
-    go between queries.
+    go between queries; a query keeps those that it began with. Asked for each plan that
+    is shown, too, and by ``explain(analyze=True)`` for the workers' resolver statistics.
     """
 
     def get_urls(self) -> Sequence[str]:
-        """The URLs of all workers, in an order of the resolver's choice."""
+        """The URLs of all workers, in an order of the resolver's choice.
+
+        Called on the thread that asks for a result or a plan, which waits for it. Two
+        equal URLs count once; without any, the query runs on a single node. What it
+        raises reaches whoever asked.
+        """
         ...
 
 
