@@ -50,7 +50,8 @@ _SQL = """\
 Runs SQL over files, spread over workers: by default one worker process per core, started
 for these statements and stopped after them.
 
-  python -m resolver sql --table lineitem=data/lineitem "SELECT count(*) FROM lineitem"
+  python -m resolver sql --table lineitem=data/lineitem \\
+      "SELECT l_shipmode, count(*) FROM lineitem GROUP BY l_shipmode"
   python -m resolver sql --table o=orders.csv --table c=customers.parquet \\
       "SELECT name, sum(price) FROM o JOIN c ON o.customer = c.id GROUP BY name"
   python -m resolver sql --table o=orders.csv --explain "SELECT ..."   how it would run
@@ -94,7 +95,11 @@ A custom ChannelResolver is registered here as in the session, by a session buil
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. ``argv`` excludes the program name."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help(sys.stderr)
+        return 2
+    arguments = parser.parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         code = command(arguments)
@@ -253,7 +258,14 @@ def _count(text: str) -> int:
 
 
 def _workers(text: str) -> int | list[str]:
-    return _count(text) if "/" not in text else [url.strip() for url in text.split(",")]
+    if "/" in text:
+        return [url.strip() for url in text.split(",")]
+    try:
+        return _count(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number from 1, or URLs such as http://10.0.0.7:50051, not {text!r}"
+        ) from None
 
 
 def _sql(arguments: argparse.Namespace) -> int:
@@ -356,7 +368,13 @@ def _function(name: str) -> Any:
     module, colon, attribute = name.partition(":")
     if not (module and colon and attribute):
         raise ValueError(f"--session-builder takes MODULE:FUNCTION, not {name!r}")
-    function = getattr(importlib.import_module(module), attribute, None)
+    try:
+        function = getattr(importlib.import_module(module), attribute, None)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"--session-builder {name}: {error}; a module is looked for in the current directory "
+            "and on PYTHONPATH"
+        ) from error
     if not callable(function):
         raise ValueError(f"{module} has no function {attribute}")  # noqa: TRY004  # of a name
     return function

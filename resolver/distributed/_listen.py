@@ -100,7 +100,7 @@ class ListenAddress:
             raise InsecureListenError(
                 f"{url.key} can be reached by other machines, and whoever reaches a worker can "
                 "read every file that it can: give a TLS certificate and a token (or client_ca), "
-                "listen on 127.0.0.1, or say insecure=True on a network you trust",
+                "listen on 127.0.0.1, or say insecure=True (--insecure) on a network you trust",
                 url=url.key,
             )
         if advertise is None:

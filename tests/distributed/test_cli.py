@@ -121,7 +121,6 @@ def test_help_teaches(arguments, capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["no-such-command"],
         ["demo", "--scale-factor", "big"],
         ["demo", "--scale-factor", "0"],
@@ -137,14 +136,30 @@ def test_bad_arguments_are_refused(arguments, capsys):
     assert "error:" in capsys.readouterr().err
 
 
+def test_no_command_shows_what_there_is(capsys):
+    assert main([]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "python -m resolver worker --listen" in printed.err
+
+
+def test_workers_without_a_scheme_are_told_how_to_be_named(capsys):
+    with pytest.raises(SystemExit):
+        main(["sql", "--workers", "127.0.0.1:50051", "SELECT 1"])
+    assert "URLs such as http://" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--listen", "grpc://0.0.0.0:0"], "insecure=True"),
+        (["--listen", "grpc://0.0.0.0:0"], "(--insecure)"),
         (["--listen", "nonsense"], "scheme"),
         (["--session-builder", "os"], "MODULE:FUNCTION"),
         (["--session-builder", "os:no_such_function"], "os has no function"),
-        (["--session-builder", "no_such_module:f"], "No module named"),
+        (
+            ["--session-builder", "no_such_module:f"],
+            "--session-builder no_such_module:f: No module",
+        ),
         (["--token-file", "/no/such/file"], "/no/such/file"),
     ],
 )

@@ -9,13 +9,18 @@ from pathlib import Path
 
 import resolver
 from resolver import cli
-from resolver.distributed import DistributedPhysicalOptimizerRule
+from resolver.distributed import (
+    DistributedPhysicalOptimizerRule,
+    SessionContext,
+    SessionStateBuilder,
+)
 from resolver.distributed._options import DistributedOptions
 from resolver.distributed._workers import WorkerSlots
 
 DOCS = Path(resolver.__file__).parents[1] / "docs"
 PAGE = DOCS / "distributed-plans.md"
 WORKERS = DOCS / "workers.md"
+DISTRIBUTED = DOCS / "distributed.md"
 
 
 def test_the_tree_of_the_page_is_real(planning):
@@ -28,6 +33,68 @@ def test_the_tree_of_the_page_is_real(planning):
         planning.sql(query).execution_plan(), planning, workers
     )
     assert f"```\n{plan}\n```" in PAGE.read_text()
+
+
+def test_the_tree_of_the_readme_is_real(planning):
+    query = "SELECT l_returnflag, count(*) FROM lineitem GROUP BY 1 ORDER BY 1"
+    workers = [WorkerSlots(f"http://127.0.0.1:{port}", 1) for port in (1, 2, 3)]
+    plan = DistributedPhysicalOptimizerRule().distribute(
+        planning.sql(query).execution_plan(), planning, workers
+    )
+    readme = (DOCS.parent / "README.md").read_text()
+    assert f'ctx.sql("{query}")' in readme
+    assert f"```text\n{plan}\n```" in readme
+
+
+class CountingWorkers:
+    """Counts how often a session asks who its workers are."""
+
+    def __init__(self, cluster):
+        self.cluster = cluster
+        self.asked = 0
+
+    def get_urls(self):
+        self.asked += 1
+        return self.cluster.get_urls()
+
+    def during(self, call):
+        before = self.asked
+        call()
+        return self.asked - before
+
+
+def test_workers_are_asked_for_as_often_as_the_page_says(cluster, register, capsys):
+    workers = CountingWorkers(cluster)
+    session = SessionContext(
+        SessionStateBuilder()
+        .with_distributed_worker_resolver(workers)
+        .with_physical_optimizer_rule(DistributedPhysicalOptimizerRule())
+        .build()
+    )
+    register(session)
+    frame = session.sql("SELECT l_shipmode, count(*) AS n FROM lineitem GROUP BY 1")
+    assert workers.asked == 0, "building a query asks nobody"
+    assert workers.during(frame.collect) == 1
+    assert workers.during(frame.explain) == 1
+    assert workers.during(frame.distributed_plan) == 1
+    assert workers.during(lambda: frame.explain(analyze=True)) == 3
+
+
+def test_what_runs_in_this_process_asks_for_no_workers(cluster, register):
+    workers = CountingWorkers(cluster)
+    session = SessionContext(
+        SessionStateBuilder()
+        .with_distributed_worker_resolver(workers)
+        .with_physical_optimizer_rule(DistributedPhysicalOptimizerRule())
+        .build()
+    )
+    register(session)
+    regions = session.table("region")
+    assert workers.during(regions.describe) == 0
+    assert workers.during(regions.cache) == 0
+    assert (
+        "Only `cache`,\n`describe` and `write_table` run in your process" in DISTRIBUTED.read_text()
+    )
 
 
 def test_the_options_of_the_page_are_those_there_are():
