@@ -63,6 +63,7 @@ def main() -> None:
             .with_physical_optimizer_rule(DistributedPhysicalOptimizerRule())
             .with_distributed_channel_resolver(DefaultChannelResolver())
             .with_distributed_option("coordinator_threshold", 0)  # all stages on workers
+            .with_distributed_option("scan_bytes_per_task", 0)  # and on all of them
             .build()
         )
         ctx = SessionContext(state)
