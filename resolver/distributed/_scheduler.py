@@ -429,7 +429,9 @@ class Scheduler:
                 f"times and each time a worker was lost; the last time: {error}",
                 url=error.url,
             ) from error
-        _log.warning("query %s: %s", self.query, error)
+        if any(worker.url not in self._lost for worker in self._workers):
+            # With nobody left the query fails, and its error says it all.
+            _log.warning("query %s: %s", self.query, error)
 
     def lose(self, error: ResolverError) -> None:
         """Count the worker that ``error`` names as gone for the rest of the query."""

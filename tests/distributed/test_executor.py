@@ -103,9 +103,10 @@ def test_without_any_worker_the_error_names_them(make):
         assert nothing_left(session)
 
 
-def test_a_single_dead_worker_is_told_by_its_own_error(make):
+def test_a_single_dead_worker_is_told_by_its_own_error(make, caplog):
     with DefaultChannelResolver() as resolver, pytest.raises(WorkerConnectError, match=NOBODY):
         make(resolver, NOBODY).sql(QUERY).collect()
+    assert not caplog.records, "the error says it all"
 
 
 def test_a_task_that_kills_its_workers_is_not_given_to_all(make, servers, monkeypatch):
