@@ -1,0 +1,295 @@
+"""What a worker answers over real Flight: leases, listings, pieces of partitions, quotas."""
+
+from __future__ import annotations
+
+import json
+import types
+
+import pyarrow as pa
+import pyarrow.flight as flight
+import pytest
+
+from resolver import DefaultChannelResolver
+from resolver.distributed import (
+    DistributedPhysicalOptimizerRule,
+    SessionContext,
+    SessionStateBuilder,
+    StaticWorkerResolver,
+    Worker,
+    _exchange,
+    _flight_server,
+)
+from resolver.distributed._calls import worker_info
+from resolver.distributed._wire import (
+    AWAIT_TASK,
+    EXECUTE_TASK,
+    HEALTH,
+    RELEASE_QUERY,
+    RENEW_LEASE,
+    WORKER_INFO,
+    AwaitRequest,
+    OutputKey,
+    PartitionTicket,
+    TaskReport,
+    TaskRequest,
+)
+from tests.support.distributed import DirectResolver, eventually, names, rows
+
+QUERY = "0123456789abcdef" * 2
+KEY = OutputKey(QUERY, 1, 0, 0)
+SOME = "SELECT l_orderkey, l_shipmode FROM lineitem WHERE l_quantity < 9"
+ENDLESS = "SELECT a.l_orderkey FROM lineitem a, lineitem b"  # gives rows all the time
+
+
+def act(client, action, body=b"", options=None):
+    """The one result of an action."""
+    (result,) = client.do_action(flight.Action(action, body), options)
+    return result.body.to_pybytes()
+
+
+def request(planning, query, key=KEY, **fields):
+    plan = planning.sql(query).execution_plan().to_bytes(planning)
+    return TaskRequest(key, plan, {}, **fields)
+
+
+def execute(client, request):
+    """Start a task and wait for it, as a coordinator does."""
+    answer = act(client, EXECUTE_TASK, request.to_bytes())
+    while not answer:
+        answer = act(client, AWAIT_TASK, AwaitRequest(request.output, 1.0).to_bytes())
+    return TaskReport.parse(answer)
+
+
+def get(client, partition, first_batch=0, key=KEY):
+    ticket = PartitionTicket(key, partition, first_batch)
+    return client.do_get(flight.Ticket(ticket.to_bytes()))
+
+
+def output_of(server):
+    """What is in the exchange directory, but for its lock."""
+    return [name for name in names(server._exchange.path) if name != ".lock"]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time by which leases run out; goes on only when it is told to."""
+    clock = types.SimpleNamespace(now=1_000.0)
+    monkeypatch.setattr(
+        _exchange, "time", types.SimpleNamespace(monotonic=lambda: clock.now), raising=True
+    )
+    return clock
+
+
+def test_a_lease_that_runs_out_ends_a_query_and_its_files(server, client, planning, clock):
+    execute(client, request(planning, SOME, lease=60.0))
+    assert output_of(server) == [QUERY]
+    clock.now += 61.0
+    eventually(lambda: server._exchange.queries() == 0)
+    eventually(lambda: output_of(server) == [])
+    with pytest.raises(pa.ArrowKeyError, match="does not hold"):
+        get(client, 0).read_all()
+    assert json.loads(act(client, WORKER_INFO))["exchange_bytes"] == 0
+
+
+def test_a_renewed_lease_counts_from_its_renewal(server, client, planning, clock):
+    execute(client, request(planning, SOME, lease=60.0))
+    for _ in range(3):
+        clock.now += 50.0
+        assert act(client, RENEW_LEASE, QUERY.encode()) == b""
+        server._flight.end_abandoned_queries()
+        assert output_of(server) == [QUERY]
+    clock.now += 61.0
+    eventually(lambda: output_of(server) == [])
+
+
+def test_reading_and_awaiting_keep_a_query(server, client, planning, clock):
+    execute(client, request(planning, SOME, lease=60.0))
+    for use in (
+        lambda: get(client, 0).read_all(),
+        lambda: act(client, AWAIT_TASK, AwaitRequest(KEY, 0.0).to_bytes()),
+    ):
+        clock.now += 50.0
+        use()
+        server._flight.end_abandoned_queries()
+        assert output_of(server) == [QUERY]
+
+
+def test_a_lease_that_runs_out_stops_a_running_task(server, client, planning, clock):
+    assert act(client, EXECUTE_TASK, request(planning, ENDLESS, wait=0.0).to_bytes()) == b""
+    eventually(lambda: json.loads(act(client, WORKER_INFO))["running"] == 1)
+    clock.now += 61.0
+    eventually(lambda: json.loads(act(client, WORKER_INFO))["running"] == 0)
+    eventually(lambda: output_of(server) == [])
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [(b"f" * 32, pa.ArrowKeyError), (b"../../etc", pa.ArrowInvalid), (b"", pa.ArrowInvalid)],
+)
+def test_only_a_query_that_is_kept_can_be_renewed(client, body, error):
+    with pytest.raises(error):
+        act(client, RENEW_LEASE, body)
+    assert json.loads(act(client, WORKER_INFO))["queries"] == 0
+
+
+def test_a_query_that_is_over_cannot_be_renewed(client, planning):
+    execute(client, request(planning, SOME))
+    act(client, RELEASE_QUERY, QUERY.encode())
+    with pytest.raises((pa.ArrowKeyError, flight.FlightCancelledError)):
+        act(client, RENEW_LEASE, QUERY.encode())
+
+
+def test_actions_are_listed_with_what_they_do(client):
+    actions = {action.type: action.description for action in client.list_actions()}
+    assert set(actions) == {
+        EXECUTE_TASK,
+        AWAIT_TASK,
+        RELEASE_QUERY,
+        RENEW_LEASE,
+        WORKER_INFO,
+        HEALTH,
+    }
+    assert all(actions.values())
+
+
+def test_flights_are_the_stored_partitions(server, client, planning):
+    assert list(client.list_flights()) == []
+    report = execute(client, request(planning, SOME))
+    flights = list(client.list_flights())
+    assert len(flights) == len(report.partitions) == 3
+    assert sorted(info.total_records for info in flights) == sorted(
+        partition.rows for partition in report.partitions
+    )
+    for info in flights:
+        (endpoint,) = info.endpoints
+        assert [location.uri.decode() for location in endpoint.locations] == [server.location]
+        table = client.do_get(endpoint.ticket).read_all()
+        assert table.num_rows == info.total_records
+        assert table.schema == info.schema
+        assert info.descriptor.path[0] == QUERY.encode()
+    act(client, RELEASE_QUERY, QUERY.encode())
+    assert list(client.list_flights()) == []
+
+
+def test_health_and_refusals_while_draining(server, client, planning):
+    """What runs may be waited for and fetched; what is new has to go elsewhere."""
+    execute(client, request(planning, SOME))
+    assert json.loads(act(client, HEALTH)) == {"status": "serving"}
+    server.start_draining()
+    assert json.loads(act(client, HEALTH)) == {"status": "draining"}
+    with pytest.raises(flight.FlightUnavailableError, match="another one"):
+        execute(client, request(planning, SOME, OutputKey(QUERY, 1, 1, 0)))
+    assert get(client, 0).read_all().num_rows
+    assert act(client, AWAIT_TASK, AwaitRequest(KEY, 0.0).to_bytes())
+
+
+def test_a_worker_tells_its_version_slots_and_load(tmp_path, planning):
+    worker = Worker().with_version("build-7").with_slots(1)
+    with (
+        worker.into_flight_server(exchange_dir=tmp_path) as server,
+        flight.connect(server.location) as client,
+        DefaultChannelResolver() as resolver,
+    ):
+        first = worker_info(resolver, server.url)
+        assert (first["version"], first["slots"]) == ("build-7", 1)
+        assert (first["running"], first["queued"], first["exchange_bytes"]) == (0, 0, 0)
+        for task in range(3):
+            key = OutputKey(QUERY, 1, task, 0)
+            act(client, EXECUTE_TASK, request(planning, ENDLESS, key, wait=0.0).to_bytes())
+        busy = worker_info(resolver, server.url)
+        assert (busy["running"], busy["queued"], busy["queries"]) == (1, 2, 1)
+        assert busy["uptime"] > first["uptime"]
+        act(client, RELEASE_QUERY, QUERY.encode())
+        eventually(lambda: worker_info(resolver, server.url)["running"] == 0)
+        assert worker_info(resolver, server.url)["queued"] == 0
+
+
+DICTIONARIES = (
+    "SELECT l_orderkey, arrow_cast(l_shipmode, 'Dictionary(Int32, Utf8)') AS mode, "
+    "arrow_cast(l_comment, 'Dictionary(Int32, Utf8)') AS comment FROM lineitem"
+)
+
+
+@pytest.mark.parametrize("query", ["SELECT l_orderkey, l_comment FROM lineitem", DICTIONARIES])
+def test_a_partition_is_served_in_pieces(client, planning, single, monkeypatch, query):
+    """A reader asks for the batch that it has not seen yet, until it has them all."""
+    monkeypatch.setattr(_flight_server, "PIECE_BYTES", 400_000)
+    report = execute(client, request(planning, query))
+    tables, pieces = [], 0
+    for index, partition in enumerate(report.partitions):
+        seen = 0
+        while seen < partition.batches:
+            batches = [chunk.data for chunk in get(client, index, seen)]
+            assert batches, "a piece has one batch at least"
+            seen += len(batches)
+            pieces += 1
+            tables += [pa.Table.from_batches([batch]) for batch in batches]
+        assert seen == partition.batches
+        assert get(client, index, seen).read_all().num_rows == 0
+        with pytest.raises(pa.ArrowInvalid, match="first_batch"):
+            get(client, index, seen + 1).read_all()
+    assert pieces > 2 * len(report.partitions)
+    expected = single.sql(query).to_arrow_table()
+    assert sorted(n for t in tables for n in rows(t)) == rows(expected)
+
+
+@pytest.fixture
+def two(tmp_path, register):
+    """A session on two workers in this process, and the workers."""
+    servers = [Worker().into_flight_server(exchange_dir=tmp_path / f"w{n}") for n in range(2)]
+
+    def session(**options):
+        builder = (
+            SessionStateBuilder()
+            .with_distributed_worker_resolver(StaticWorkerResolver([s.url for s in servers]))
+            .with_physical_optimizer_rule(DistributedPhysicalOptimizerRule())
+            .with_distributed_channel_resolver(DirectResolver())
+            .with_exchange_dir(tmp_path / "coordinator")
+        )
+        for name, value in options.items():
+            builder.with_distributed_option(name, value)
+        context = SessionContext(builder.build())
+        register(context)
+        return context
+
+    yield session
+    for server in servers:
+        server.shutdown()
+
+
+@pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
+def test_dictionaries_survive_pieces_and_shuffles(two, single, monkeypatch, compression):
+    monkeypatch.setattr(_flight_server, "PIECE_BYTES", 300_000)
+    query = f"SELECT mode, comment, count(*) AS n FROM ({DICTIONARIES}) GROUP BY mode, comment"
+    session = two(bytes_per_task=0, coordinator_threshold=0, compression=compression)
+    assert rows(session.sql(query).to_arrow_table()) == rows(single.sql(query).to_arrow_table())
+
+
+def test_a_call_that_ends_early_cancels_its_task(server, client, planning):
+    """Its deadline passes here; the worker sees that nobody waits and stops."""
+    body = request(planning, ENDLESS, wait=60.0).to_bytes()
+    with pytest.raises(flight.FlightTimedOutError):
+        act(client, EXECUTE_TASK, body, flight.FlightCallOptions(timeout=0.5))
+    eventually(lambda: json.loads(act(client, WORKER_INFO))["running"] == 0)
+    with pytest.raises((flight.FlightCancelledError, flight.FlightServerError)):
+        act(client, AWAIT_TASK, AwaitRequest(KEY, 1.0).to_bytes())
+    assert output_of(server) in ([], [QUERY])
+    act(client, RELEASE_QUERY, QUERY.encode())
+    eventually(lambda: output_of(server) == [])
+
+
+def test_a_full_exchange_is_told_and_emptied(tmp_path, planning):
+    worker = Worker(exchange_quota=50_000)
+    with (
+        worker.into_flight_server(exchange_dir=tmp_path) as server,
+        flight.connect(server.location) as client,
+    ):
+        with pytest.raises(flight.FlightServerError, match="exchange_quota=50,000"):
+            execute(client, request(planning, "SELECT * FROM lineitem"))
+        assert json.loads(act(client, WORKER_INFO))["exchange_bytes"] == 0
+        assert list(server._exchange.path.rglob("*.arrow")) == []
+        small = OutputKey("f" * 32, 1, 0, 0)
+        execute(client, request(planning, "SELECT n_name FROM nation", small))
+        held = json.loads(act(client, WORKER_INFO))["exchange_bytes"]
+        files = server._exchange.path.rglob("*.arrow")
+        assert 0 < held == sum(path.stat().st_size for path in files)
