@@ -233,7 +233,7 @@ class Stages:
 
 
 SHUFFLE, COALESCE, BROADCAST = Boundary.SHUFFLE, Boundary.COALESCE, Boundary.BROADCAST
-SPREAD = {"bytes_per_task": 0, "coordinator_threshold": 0}
+SPREAD = {"bytes_per_task": 0, "scan_bytes_per_task": 0, "coordinator_threshold": 0}
 
 
 def chain(nodes):
