@@ -25,6 +25,7 @@ from ._diagnosis import (
 from ._errors import WorkerConnectError, WorkerConnectTimeoutError
 from ._fork import refuse_in_forked_child
 from ._headers import CallHeadersFactory, Headers, normalize_headers
+from ._presets import Keepalive, LoadBalancing, Retry, channel_arguments, check_preset
 from ._urls import WorkerUrl, parse_worker_url
 
 GenericOptions: TypeAlias = Mapping[str, int | str] | Iterable[tuple[str, int | str]]
@@ -83,7 +84,9 @@ class FlightConnector:
     - ``middleware``: pyarrow ``ClientMiddlewareFactory`` objects, run after ``headers``.
     - ``write_size_limit_bytes``: soft limit of one written batch, in bytes; pyarrow
       raises ``FlightWriteSizeExceededError`` beyond it.
-    - ``generic_options``: gRPC channel arguments by name. They override the defaults
+    - ``keepalive``, ``retry``, ``load_balancing``: presets, see `Keepalive`, `Retry` and
+      `LoadBalancing`; ``None`` leaves the matter to gRPC's defaults.
+    - ``generic_options``: gRPC channel arguments by name. They override presets and defaults
       here, which dial a lost worker again after 0.1 s and then at least every 0.6 s.
 
     TLS options are ignored for plaintext URLs, so one connector serves a mixed fleet.
@@ -98,6 +101,9 @@ class FlightConnector:
     disable_server_verification: bool = False
     middleware: Sequence[flight.ClientMiddlewareFactory] = ()
     write_size_limit_bytes: int | None = None
+    keepalive: Keepalive | None = None
+    retry: Retry | None = None
+    load_balancing: LoadBalancing | None = None
     generic_options: GenericOptions = ()
 
     def __post_init__(self) -> None:
@@ -110,6 +116,7 @@ class FlightConnector:
         settle(self, "middleware", _checked_middleware(self.middleware))
         _check_write_limit(self.write_size_limit_bytes)
         settle(self, "generic_options", _checked_options(self.generic_options))
+        self._check_presets()
 
     def connect(self, url: str) -> flight.FlightClient:
         """Return a new client on which the worker has just answered a call.
@@ -156,6 +163,7 @@ class FlightConnector:
             "grpc.initial_reconnect_backoff_ms": _INITIAL_BACKOFF_MS,
             "grpc.min_reconnect_backoff_ms": int(self.connect_timeout * 1_000) + _ATTEMPT_GRACE_MS,
             "grpc.max_reconnect_backoff_ms": _MAX_BACKOFF_MS,
+            **channel_arguments(self.keepalive, self.retry, self.load_balancing),
             **dict(self.generic_options),
         }
         tls: dict[str, Any] = {}
@@ -246,6 +254,18 @@ class FlightConnector:
         raise WorkerConnectError(
             f"Could not connect to worker {worker.key}: {reason}; {remedy}", url=worker.key
         ) from cause
+
+    def _check_presets(self) -> None:
+        check_preset("keepalive", self.keepalive, Keepalive)
+        check_preset("retry", self.retry, Retry)
+        check_preset("load_balancing", self.load_balancing, LoadBalancing)
+        if "grpc.service_config" in dict(self.generic_options) and (
+            self.retry is not None or self.load_balancing is not None
+        ):
+            raise ValueError(
+                "generic_options hold a grpc.service_config, which would hide retry and "
+                "load_balancing; put their service_config() into it, or leave it out"
+            )
 
     def _check_tls(self) -> None:
         for name in ("tls_root_certificates", "client_certificate", "client_key"):

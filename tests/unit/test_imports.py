@@ -26,8 +26,10 @@ LAYERS = (  # from the top; a module imports only from layers below its own
     (
         "resolver._backend",
         "resolver._diagnosis",
+        "resolver._failures",
         "resolver._fork",
         "resolver._headers",
+        "resolver._presets",
         "resolver._single_flight",
     ),
     ("resolver._cache", "resolver._cache_py"),
