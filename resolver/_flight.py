@@ -63,6 +63,14 @@ class Connector(Protocol):
         """
 
 
+class ClientLayer(Protocol):
+    """What a connector needs of a layer; see ``resolver.layers``."""
+
+    def middleware(self) -> flight.ClientMiddlewareFactory:
+        """A factory for one client, or a TypeError where pyarrow cannot do it."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class FlightConnector:
     """Makes ``pyarrow.flight.FlightClient`` objects that are known to work.
@@ -81,7 +89,10 @@ class FlightConnector:
     - ``client_certificate``, ``client_key``: PEM, shown to workers that ask for them.
     - ``tls_override_hostname``: the name expected in the worker's certificate.
     - ``disable_server_verification``: accept any certificate. For experiments only.
-    - ``middleware``: pyarrow ``ClientMiddlewareFactory`` objects, run after ``headers``.
+    - ``layers``: of ``resolver.layers``, around every call; the first is outermost. What
+      pyarrow cannot do is a ``TypeError`` here.
+    - ``middleware``: pyarrow ``ClientMiddlewareFactory`` objects, run after ``headers``
+      and ``layers``.
     - ``write_size_limit_bytes``: soft limit of one written batch, in bytes; pyarrow
       raises ``FlightWriteSizeExceededError`` beyond it.
     - ``keepalive``, ``retry``, ``load_balancing``: presets, see `Keepalive`, `Retry` and
@@ -99,6 +110,7 @@ class FlightConnector:
     client_key: bytes | None = None
     tls_override_hostname: str | None = None
     disable_server_verification: bool = False
+    layers: Sequence[ClientLayer] = ()
     middleware: Sequence[flight.ClientMiddlewareFactory] = ()
     write_size_limit_bytes: int | None = None
     keepalive: Keepalive | None = None
@@ -113,6 +125,7 @@ class FlightConnector:
         if self.headers is not None and not callable(self.headers):
             settle(self, "headers", normalize_headers(self.headers))
         self._check_tls()
+        settle(self, "layers", _checked_layers(self.layers))
         settle(self, "middleware", _checked_middleware(self.middleware))
         _check_write_limit(self.write_size_limit_bytes)
         settle(self, "generic_options", _checked_options(self.generic_options))
@@ -137,9 +150,10 @@ class FlightConnector:
         call_headers = None
         if self.headers is not None:
             call_headers = CallHeadersFactory(self.headers)  # type: ignore[arg-type]  # normalised above
-        client = self._client(worker, call_headers)
+        layers = [layer.middleware() for layer in self.layers]
+        client = self._client(worker, call_headers, layers)
         try:
-            self._probe(client, worker, deadline, call_headers)
+            self._probe(client, worker, deadline, call_headers, layers)
         except BaseException:
             # Nobody else has it; left open, gRPC would go on dialling a dead worker for
             # as long as the exception's traceback keeps the client alive.
@@ -157,7 +171,10 @@ class FlightConnector:
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def _client(
-        self, worker: WorkerUrl, call_headers: CallHeadersFactory | None
+        self,
+        worker: WorkerUrl,
+        call_headers: CallHeadersFactory | None,
+        layers: list[flight.ClientMiddlewareFactory],
     ) -> flight.FlightClient:
         options = {
             "grpc.initial_reconnect_backoff_ms": _INITIAL_BACKOFF_MS,
@@ -175,7 +192,7 @@ class FlightConnector:
                 "override_hostname": self.tls_override_hostname,
                 "disable_server_verification": self.disable_server_verification,
             }
-        own = () if call_headers is None else (call_headers,)
+        own = layers if call_headers is None else [call_headers, *layers]
         try:
             return flight.FlightClient(
                 worker.location,
@@ -197,6 +214,7 @@ class FlightConnector:
         worker: WorkerUrl,
         deadline: float,
         call_headers: CallHeadersFactory | None,
+        layers: list[flight.ClientMiddlewareFactory],
     ) -> None:
         # wait_for_available() overshoots its timeout tenfold; the deadline of a call holds.
         remaining = max(deadline - time.monotonic(), _SHORTEST_CALL)
@@ -210,6 +228,8 @@ class FlightConnector:
             failure = call_headers.failure if call_headers is not None else None
             if failure is not None:
                 _raise_headers_failed(worker, failure)
+            for layer, factory in zip(self.layers, layers, strict=True):
+                _check_refusal(worker, layer, getattr(factory, "failure", None))
             if _never_left(error):
                 raise WorkerConnectError(
                     f"No call to worker {worker.key} could be sent: gRPC found a header illegal; "
@@ -295,6 +315,18 @@ def _raise_headers_failed(worker: WorkerUrl, failure: BaseException) -> NoReturn
     ) from failure
 
 
+def _check_refusal(worker: WorkerUrl, layer: ClientLayer, refusal: BaseException | None) -> None:
+    if refusal is None:
+        return
+    if not isinstance(refusal, Exception):
+        raise refusal
+    raise WorkerConnectError(
+        f"Could not connect to worker {worker.key}: the connector's {type(layer).__name__} layer "
+        f"refused the first call ({type(refusal).__name__})",
+        url=worker.key,
+    ) from refusal
+
+
 def _never_left(error: Exception) -> bool:
     """Whether gRPC refused the call on this side, so that nobody can have answered."""
     return isinstance(error, flight.FlightInternalError) and str(error).endswith("Invalid metadata")
@@ -328,6 +360,20 @@ def _checked_middleware(value: object) -> tuple[flight.ClientMiddlewareFactory, 
                 f"middleware needs ClientMiddlewareFactory objects, not {type(factory).__name__}"
             )
     return factories
+
+
+def _checked_layers(value: object) -> tuple[ClientLayer, ...]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError("layers is a sequence of layers, as of resolver.layers")
+    layers = tuple(value)
+    for layer in layers:
+        if isinstance(layer, type) or not callable(getattr(layer, "middleware", None)):
+            raise TypeError(
+                f"{layer!r} is no layer that pyarrow can use: it needs a method middleware(); a "
+                "callable from channel to channel is for grpcio channels"
+            )
+        layer.middleware()  # says now what pyarrow cannot do
+    return layers
 
 
 def _check_write_limit(value: object) -> None:

@@ -41,7 +41,7 @@ _RESERVED: Final = frozenset(
     }
 )
 # No header name may hold a space, so gRPC refuses the call on this side of the wire.
-_REFUSE_CALL: Final = {"resolver could not get the headers of this call": ""}
+REFUSE_CALL: Final = {"resolver could not get the headers of this call": ""}
 
 _SHORTEST_SECRET: Final = 4
 
@@ -98,7 +98,7 @@ class CallHeadersFactory(flight.ClientMiddlewareFactory):  # type: ignore[misc] 
                     type(error).__name__,
                 )
             self.failure = error
-            return _CallHeaders(_REFUSE_CALL)
+            return _CallHeaders(REFUSE_CALL)
         self.failure = None
         return _CallHeaders(_grouped(self.sent))
 

@@ -21,6 +21,7 @@ LAYERS = (  # from the top; a module imports only from layers below its own
     ("resolver.distributed",),
     ("resolver.testing",),
     ("resolver",),
+    ("resolver.layers",),
     ("resolver._resolver",),
     ("resolver._flight", "resolver._background"),
     (
@@ -36,7 +37,7 @@ LAYERS = (  # from the top; a module imports only from layers below its own
     ("resolver._urls",),
     ("resolver._errors",),
 )
-SUBPACKAGES = ("resolver.distributed", "resolver.testing")
+SUBPACKAGES = ("resolver.distributed", "resolver.layers", "resolver.testing")
 
 
 def sources() -> dict[str, str]:

@@ -27,7 +27,7 @@ PROMISED = {
     "WorkerConnectTimeoutError",
     "default_channel_resolver",
 }
-MODULES = ["resolver", "resolver.testing"]
+MODULES = ["resolver", "resolver.layers", "resolver.testing"]
 
 
 def public(thing: object) -> set[str]:
