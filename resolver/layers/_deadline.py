@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from ._call import Call
 from ._layer import Layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from ._call import Call
 
 _LONGEST = 86_400.0
 

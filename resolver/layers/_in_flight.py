@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Final
 
 from resolver._errors import ResolverError
 
-from ._call import Call, End
 from ._layer import Layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ._call import Call, End
 
 
 class TooManyCallsError(ResolverError, TimeoutError):

@@ -8,11 +8,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ._call import Call, End
 from ._layer import Layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from ._call import Call, End
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from resolver._headers import Headers, NormalHeaders, normalize_headers
 
-from ._call import Call
 from ._layer import Layer
+
+if TYPE_CHECKING:
+    from ._call import Call
 
 
 class RequestHeaders(Layer):
