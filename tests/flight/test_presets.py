@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
@@ -151,6 +152,37 @@ def test_an_unanswered_ping_ends_a_call_that_would_wait(server: FlightServerProc
     with pytest.raises(flight.FlightUnavailableError):
         client.list_actions(flight.FlightCallOptions(timeout=60))
     server.resume()
+
+
+def test_pings_that_come_too_fast_fail_the_call_under_way(
+    plain_server: FlightServerProcess,
+) -> None:
+    client = FlightConnector(keepalive=Keepalive(ping_every=1.0)).connect(plain_server.url)
+    with pytest.raises(flight.FlightUnavailableError, match="Too many pings"):
+        list(client.do_action(flight.Action("sleep", b"60")))
+
+
+@pytest.mark.parametrize("permitted", [False, True])
+def test_idle_pings_are_for_servers_that_permit_them(permitted: bool) -> None:
+    grpc = pytest.importorskip("grpc")
+    options = [
+        ("grpc.http2.min_ping_interval_without_data_ms", 100),
+        ("grpc.keepalive_permit_without_calls", int(permitted)),
+    ]
+    server = grpc.server(ThreadPoolExecutor(1), options=options)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    preset = Keepalive(ping_every=1.0, while_idle=True)
+    with (
+        Http2Tap(port) as tap,
+        grpc.insecure_channel(
+            f"127.0.0.1:{tap.port}", options=list(preset.channel_arguments().items())
+        ) as channel,
+    ):
+        grpc.channel_ready_future(channel).result(30)
+        tap.wait_for(lambda: tap.pings["client"] >= 6 or tap.goodbyes)
+        assert tap.goodbyes == ([] if permitted else [b"too_many_pings"])
+    server.stop(0).wait(10)
 
 
 # -- load balancing ----------------------------------------------------------------------------
