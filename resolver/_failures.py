@@ -112,11 +112,11 @@ class FailureMemory:
         if key in self._failures:
             self.forget(key)
 
-    def forget(self, key: str) -> bool:
-        """Start `key` over, whatever is under way; whether a failure was remembered."""
+    def forget(self, key: str) -> Failure | None:
+        """Start `key` over, whatever is under way; returns what was remembered."""
         last = self._failures.get(key)
         self._failures[key] = _Pardon(self.now())
-        return isinstance(last, Failure)
+        return last if isinstance(last, Failure) else None
 
     def clear(self) -> None:
         """Forget everything."""

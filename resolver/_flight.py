@@ -238,19 +238,19 @@ class FlightConnector:
                 ) from error
         if unreachable is not None:
             # Out here, so that words not yet masked are no context of what is raised.
-            self._raise_unreachable(worker, unreachable, deadline, call_headers)
+            self._raise_unreachable(worker, unreachable, deadline, _Redactor(call_headers, *layers))
 
     def _raise_unreachable(
         self,
         worker: WorkerUrl,
         error: Exception,
         deadline: float,
-        call_headers: CallHeadersFactory | None,
+        redactor: CallHeadersFactory | _Redactor,
     ) -> NoReturn:
         passed = time.monotonic() >= deadline - _CLOCK_STEP
         message = str(error)
         # What is known is recognised in the words as they came, the rest is shown masked.
-        redact = call_headers.redact if call_headers is not None else str
+        redact = redactor.redact
         cause = error if redact(message) == message else type(error)(redact(message))
         if isinstance(error, flight.FlightTimedOutError) and not passed:
             raise WorkerConnectError(
@@ -303,6 +303,18 @@ class FlightConnector:
             raise TypeError("tls_override_hostname must be a str")
         if self.tls_override_hostname == "":
             raise ValueError("tls_override_hostname must not be empty")
+
+
+class _Redactor:
+    """Masks what the connector's own headers and layers sent."""
+
+    def __init__(self, *factories: Any) -> None:
+        self._factories = [each for each in factories if hasattr(each, "redact")]
+
+    def redact(self, text: str) -> str:
+        for factory in self._factories:
+            text = factory.redact(text)
+        return text
 
 
 def _raise_headers_failed(worker: WorkerUrl, failure: BaseException) -> NoReturn:

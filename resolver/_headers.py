@@ -103,15 +103,20 @@ class CallHeadersFactory(flight.ClientMiddlewareFactory):  # type: ignore[misc] 
         return _CallHeaders(_grouped(self.sent))
 
     def redact(self, text: str) -> str:
-        """``text`` with the values last sent masked: a server may echo what it was sent.
+        """`redact` of this module, for the headers last sent."""
+        return redact(text, self.sent)
 
-        Each word of a value counts, and the base64 of a binary one. Words of fewer than
-        four characters stay: they are no secrets, and half of any text has them in it.
-        """
-        secrets = {word for _, value in self.sent for word in _words(value)}
-        for secret in sorted(secrets, key=len, reverse=True):
-            text = text.replace(secret, "***")
-        return text
+
+def redact(text: str, headers: NormalHeaders) -> str:
+    """``text`` with the headers' values masked: a server may echo what it was sent.
+
+    Each word of a value counts, and the base64 of a binary one. Words of fewer than
+    four characters stay: they are no secrets, and half of any text has them in it.
+    """
+    secrets = {word for _, value in headers for word in _words(value)}
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
 
 
 class _CallHeaders(flight.ClientMiddleware):  # type: ignore[misc]  # pyarrow is untyped

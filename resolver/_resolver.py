@@ -371,13 +371,17 @@ class DefaultChannelResolver(ClientCache):
         """
         self._check_usable()
         key = parse_worker_url(url).key
-        failure = self._failures.current(key)
-        if self.failure_ttl and self._failures.forget(key):
-            # Of the only lane, the map holds the failure too.
-            if failure is not None and self.connections_per_url == 1 and not self._holds(key):
-                self._drop(key)
-            return True
-        return False
+        failure = self._failures.forget(key) if self.failure_ttl else None
+        if failure is None:
+            return False
+        # Of the only lane the map holds the failure too, until it is time to try again.
+        if (
+            self.connections_per_url == 1
+            and self._failures.now() < failure.until
+            and not self._holds(key)
+        ):
+            self._drop(key)
+        return True
 
     def clear(self) -> None:
         """Forget every client and every failure. Nothing is closed. Thread-safe, URL by URL."""

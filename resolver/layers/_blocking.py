@@ -94,6 +94,9 @@ class _Watched:
     def __init__(self, call: Any) -> None:
         self._call = call
 
+    def __repr__(self) -> str:
+        return repr(self._call)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._call, name)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 from pyarrow import flight
 
-from resolver._headers import REFUSE_CALL
+from resolver._headers import REFUSE_CALL, redact
 
 from ._call import FLIGHT_SERVICE, Begins, Call, End, EndOnce
 
@@ -42,6 +42,7 @@ class LayerFactory(flight.ClientMiddlewareFactory):  # type: ignore[misc]  # pya
         self._layer = layer
         self.failure: BaseException | None = None
         """What the layer raised at the last call, if it did."""
+        self._sent: tuple[tuple[str, str | bytes], ...] = ()
 
     def start_call(self, info: Any) -> flight.ClientMiddleware:
         """Return the middleware of one call; called by pyarrow in the caller's thread."""
@@ -64,7 +65,12 @@ class LayerFactory(flight.ClientMiddlewareFactory):  # type: ignore[misc]  # pya
             self.failure = error.with_traceback(None)
             return _OneCall(REFUSE_CALL, None)
         self.failure = None
+        self._sent = tuple(call.headers)
         return _OneCall(grouped, end)
+
+    def redact(self, text: str) -> str:
+        """``text`` without the values of the headers last sent. For the connector's probe."""
+        return redact(text, self._sent)
 
 
 class _OneCall(flight.ClientMiddleware):  # type: ignore[misc]  # pyarrow is untyped

@@ -8,13 +8,14 @@ import logging
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import grpc.aio
 import pytest
 from pyarrow import flight
 
-from resolver import FlightConnector, ResolverError
+from resolver import FlightConnector, ResolverError, WorkerConnectError
 from resolver.layers import (
     CallMetrics,
     Deadline,
@@ -86,6 +87,25 @@ def test_a_callable_that_fails_refuses_the_call(channel_with, client_with, caplo
     failing.clear()
     assert headers_on_pyarrow(client)["authorization"] == [f"Bearer {secret}"]
     assert secret not in caplog.text + str(caught.value) + repr(layer)
+
+
+def test_a_proxy_that_echoes_a_header_gets_it_into_no_error():
+    class Echoing(grpc.GenericRpcHandler):
+        def service(self, details):
+            def refuse(request, context):
+                sent = dict(context.invocation_metadata())["authorization"]
+                context.abort(grpc.StatusCode.UNAVAILABLE, f"no backend for {sent}")
+
+            return grpc.unary_unary_rpc_method_handler(refuse)
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[Echoing()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    layers = [RequestHeaders(lambda: {"authorization": "Bearer hunter2"})]
+    with pytest.raises(WorkerConnectError, match=r"no backend for \*\*\*") as caught:
+        FlightConnector(layers=layers).connect(f"http://127.0.0.1:{port}")
+    server.stop(0).wait(10)
+    assert "hunter2" not in f"{caught.value!r} {caught.value.__cause__!r}"
 
 
 @pytest.mark.parametrize("headers", [{"grpc-timeout": "1S"}, {"a b": "c"}, {"x": "line\n"}])
@@ -190,6 +210,16 @@ def test_a_place_is_given_back_however_a_pyarrow_stream_ends(client_with, end):
         gc.collect()
     wait_until(lambda: limit.in_flight == 0)
     list(client.do_action("pid"))
+
+
+def test_a_dropped_stream_gives_back_its_places_in_every_layer(channel_with):
+    outer, inner = InFlightLimit(1, wait=0), InFlightLimit(1, wait=0)
+    channel = channel_with(outer, inner)
+    reading = stream(channel, "DoGet")(ENDLESS)
+    next(reading)
+    assert (outer.in_flight, inner.in_flight) == (1, 1)
+    del reading
+    wait_until(lambda: (gc.collect(), outer.in_flight, inner.in_flight)[1:] == (0, 0))
 
 
 def test_those_who_wait_are_served_in_turn(channel_with):
