@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from ._layer import Layer
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 _LONGEST = 86_400.0
 
 
+@dataclass(frozen=True)
 class Deadline(Layer):
     """Calls without a timeout get one of `seconds`; theirs wins where they have one.
 
@@ -25,21 +27,21 @@ class Deadline(Layer):
 
     sets_timeout: ClassVar[bool] = True
 
-    def __init__(self, seconds: float, *, methods: Iterable[str] | None = None) -> None:
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-            raise TypeError(f"seconds is a number, not {type(seconds).__name__}")
-        if not 0 < seconds <= _LONGEST:
+    seconds: float
+    methods: Iterable[str] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Refuse what is no timeout."""
+        if isinstance(self.seconds, bool) or not isinstance(self.seconds, (int, float)):
+            raise TypeError(f"seconds is a number, not {type(self.seconds).__name__}")
+        if not 0 < self.seconds <= _LONGEST:
             raise ValueError(f"seconds is more than 0 and at most {_LONGEST:g}")
-        if isinstance(methods, str):
+        if isinstance(self.methods, str):
             raise TypeError("methods is several names, as in ('GetFlightInfo',)")
-        self.seconds = float(seconds)
-        self.methods = None if methods is None else frozenset(methods)
+        if self.methods is not None:
+            object.__setattr__(self, "methods", frozenset(self.methods))
 
     def begin(self, call: Call) -> None:
         """Set the timeout where there is none."""
         if call.timeout is None and (self.methods is None or call.name in self.methods):
             call.timeout = self.seconds
-
-    def __repr__(self) -> str:
-        only = "" if self.methods is None else f", methods={sorted(self.methods)}"
-        return f"Deadline({self.seconds:g}{only})"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 from resolver._headers import Headers, NormalHeaders, normalize_headers
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from ._call import Call
 
 
+@dataclass(frozen=True, repr=False)
 class RequestHeaders(Layer):
     """Adds headers to every call: a mapping, pairs, or a callable that returns one.
 
@@ -22,15 +24,26 @@ class RequestHeaders(Layer):
     Raises TypeError or ValueError for headers that gRPC would not send.
     """
 
-    def __init__(self, headers: Headers) -> None:
-        self._provider: Final = headers if callable(headers) else None
-        self._static: NormalHeaders = () if callable(headers) else normalize_headers(headers)
+    headers: Headers
+
+    def __post_init__(self) -> None:
+        """Refuse what gRPC would not send."""
+        if not callable(self.headers):
+            object.__setattr__(self, "headers", normalize_headers(self.headers))
 
     def begin(self, call: Call) -> None:
         """Add the headers."""
-        static = self._static
-        call.headers += static if self._provider is None else normalize_headers(self._provider())
+        if callable(self.headers):
+            call.headers += normalize_headers(self.headers())
+        else:
+            call.headers += self._normal
 
     def __repr__(self) -> str:
-        shown = "a callable" if self._provider is not None else [name for name, _ in self._static]
-        return f"RequestHeaders({shown})"
+        """Show names, no values."""
+        if callable(self.headers):
+            return "RequestHeaders(<a callable>)"
+        return f"RequestHeaders({[name for name, _ in self._normal]})"
+
+    @property
+    def _normal(self) -> NormalHeaders:
+        return cast("NormalHeaders", self.headers)  # since __post_init__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import pickle
 import subprocess
 import sys
 import threading
@@ -118,6 +119,20 @@ def test_a_repr_shows_names_and_no_values():
     shown = repr(RequestHeaders({"authorization": "Bearer hunter2"}))
     assert "authorization" in shown
     assert "hunter2" not in shown
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RequestHeaders({"X-A": "1"}),
+        lambda: Deadline(5, methods=["DoGet"]),
+        lambda: FlightConnector(layers=[RequestHeaders([("x-a", "1")])]),
+    ],
+)
+def test_layers_without_a_state_are_values(make):
+    assert make() == make()
+    assert hash(make()) == hash(make())
+    assert pickle.loads(pickle.dumps(make())) == make()
 
 
 # -- deadline ----------------------------------------------------------------------------------
