@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import hits, scaling, scenarios
+from . import hits, lanes, scaling, scenarios
 from .measure import gil_enabled, heading
 from .peers import CACHEBOX, CACHETOOLS, DICT, LRU_CACHE, RESOLVER
 
@@ -114,7 +114,29 @@ def scaling_rows(measured_elsewhere: Path | None) -> list[Row]:
         figures = scaling.measure()
     compared = f"dict: {figures['dict']:.2f}x"
     measured = f"{figures['resolver']:.2f}x"
-    return [Row(what, measured, compared, figures["resolver"], at_least=figures["dict"])]
+    one, two = figures["1 lane"], figures["2 lanes"]
+    beside = (
+        f"1 lane: {one:.2f}x, dict: {figures['dict, one URL']:.2f}x, "
+        f"a dict each: {figures['a dict each']:.2f}x"
+    )
+    return [
+        Row(what, measured, compared, figures["resolver"], at_least=figures["dict"]),
+        Row("2 threads on one URL, 2 lanes / 1 thread", f"{two:.2f}x", beside, two, at_least=1.6),
+    ]
+
+
+def lane_rows() -> list[Row]:
+    """Several connections per URL; without a target, because the cores decide."""
+    return [
+        Row(
+            f"{lanes.THREADS} threads on one URL, {name}: {count} lanes",
+            f"{ratio:.2f}x",
+            "of 1 lane",
+        )
+        for name, ratios in lanes.measure().items()
+        for count, ratio in ratios.items()
+        if count > 1
+    ]
 
 
 def main() -> int:
@@ -133,6 +155,7 @@ def main() -> int:
         "cold starts": cold_rows,
         "memory": memory_rows,
         "threads": lambda: scaling_rows(elsewhere),
+        "lanes": lane_rows,
     }
     rows: list[Row] = []
     for name, measure in parts.items():

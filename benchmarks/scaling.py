@@ -39,12 +39,57 @@ def askers(*, rounds: int) -> dict[str, Callable[[int], None]]:
     return {"resolver": ask_resolver, "dict": ask_dict}
 
 
-def measure(*, rounds: int = 1_000, turns: int = 101) -> dict[str, float]:
-    """Look-ups a second of two threads on disjoint URLs, over those of one thread.
+def askers_of_one_url(*, rounds: int) -> dict[str, Callable[[int], None]]:
+    """Of the resolver over one and two lanes, and of dict: look one URL up, `rounds` times.
 
-    Each ratio is the median over turns of adjacent one- and two-thread runs.
+    "a dict each" shares nothing at all: what this machine, busy as it is, lets two threads do.
+    Each thread has a string of its own, as one that reads URLs from messages does: threads
+    that share the very object make its reference count bounce, whatever they pass it to.
     """
-    order = list(askers(rounds=rounds).items())
+    (url,) = URLS[:1]
+
+    def ask_resolver(lanes: int) -> Callable[[int], None]:
+        resolver = DefaultChannelResolver(FakeConnector(), connections_per_url=lanes)
+
+        def ask(_: int) -> None:
+            own = "".join(list(url))
+            get = resolver.get_flight_client_for_url
+            for _ in range(rounds):
+                get(own)
+
+        return ask
+
+    clients = {url: object()}
+
+    def ask_dict(_: int) -> None:
+        own = "".join(list(url))
+        get = clients.get
+        for _ in range(rounds):
+            get(own)
+
+    def share_nothing(_: int) -> None:
+        own = ["".join(list(url))] * 512
+        get = {own[0]: object()}.get
+        for _ in range(rounds // 512):
+            for each in own:
+                get(each)
+
+    return {
+        "1 lane": ask_resolver(1),
+        "2 lanes": ask_resolver(2),
+        "dict, one URL": ask_dict,
+        "a dict each": share_nothing,
+    }
+
+
+def measure(*, rounds: int = 1_000, turns: int = 101) -> dict[str, float]:
+    """Look-ups a second of two threads, over those of one thread.
+
+    Of "resolver" and "dict" on disjoint URLs, of the others on one URL. Each ratio is the
+    median over turns of adjacent one- and two-thread runs.
+    """
+    of_one_url = askers_of_one_url(rounds=rounds * len(URLS) // 2)
+    order = list({**askers(rounds=rounds), **of_one_url}.items())
     ratios: dict[str, list[float]] = {name: [] for name, _ in order}
     for _ in range(turns):
         for name, ask in order:

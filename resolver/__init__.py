@@ -9,6 +9,7 @@ from ._errors import (
     WorkerConnectTimeoutError,
 )
 from ._flight import Connector, FlightConnector
+from ._presets import Keepalive, LoadBalancing, Retry
 from ._resolver import (
     ChannelResolver,
     DefaultChannelResolver,
@@ -25,9 +26,12 @@ __all__ = [
     "FlightConnector",
     "ForkedProcessError",
     "InvalidWorkerUrlError",
+    "Keepalive",
+    "LoadBalancing",
     "ResolverClosedError",
     "ResolverError",
     "ResolverStats",
+    "Retry",
     "WorkerConnectError",
     "WorkerConnectTimeoutError",
     "default_channel_resolver",

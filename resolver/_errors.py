@@ -32,7 +32,11 @@ class ResolverError(Exception):
         return str(self.args[0]) if self.args else ""
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.args, self.url)
+        return _rebuild, (type(self), self.args, self.url), self._extra()
+
+    def _extra(self) -> dict[str, object] | None:
+        """What pickling keeps beside message and URL."""
+        return None
 
 
 def _rebuild(cls: type[ResolverError], args: tuple[str], url: str | None) -> ResolverError:
@@ -44,7 +48,17 @@ class InvalidWorkerUrlError(ResolverError, ValueError):
 
 
 class WorkerConnectError(ResolverError, ConnectionError):
-    """A worker could not be reached; ``__cause__`` is what the transport said."""
+    """A worker could not be reached; ``__cause__`` is what the transport said.
+
+    ``retry_after`` is the number of seconds, from when this was raised, for which a
+    resolver with a ``failure_ttl`` answers for the worker with this error; ``None``
+    where nothing is remembered and the next lookup tries at once.
+    """
+
+    retry_after: float | None = None
+
+    def _extra(self) -> dict[str, object] | None:
+        return None if self.retry_after is None else {"retry_after": self.retry_after}
 
 
 class WorkerConnectTimeoutError(WorkerConnectError, TimeoutError):

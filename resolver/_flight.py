@@ -25,6 +25,7 @@ from ._diagnosis import (
 from ._errors import WorkerConnectError, WorkerConnectTimeoutError
 from ._fork import refuse_in_forked_child
 from ._headers import CallHeadersFactory, Headers, normalize_headers
+from ._presets import Keepalive, LoadBalancing, Retry, channel_arguments, check_preset
 from ._urls import WorkerUrl, parse_worker_url
 
 GenericOptions: TypeAlias = Mapping[str, int | str] | Iterable[tuple[str, int | str]]
@@ -62,6 +63,14 @@ class Connector(Protocol):
         """
 
 
+class ClientLayer(Protocol):
+    """What a connector needs of a layer; see ``resolver.layers``."""
+
+    def middleware(self) -> flight.ClientMiddlewareFactory:
+        """A factory for one client, or a TypeError where pyarrow cannot do it."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class FlightConnector:
     """Makes ``pyarrow.flight.FlightClient`` objects that are known to work.
@@ -80,10 +89,15 @@ class FlightConnector:
     - ``client_certificate``, ``client_key``: PEM, shown to workers that ask for them.
     - ``tls_override_hostname``: the name expected in the worker's certificate.
     - ``disable_server_verification``: accept any certificate. For experiments only.
-    - ``middleware``: pyarrow ``ClientMiddlewareFactory`` objects, run after ``headers``.
+    - ``layers``: of ``resolver.layers``, around every call; the first is outermost. What
+      pyarrow cannot do is a ``TypeError`` here.
+    - ``middleware``: pyarrow ``ClientMiddlewareFactory`` objects, run after ``headers``
+      and ``layers``.
     - ``write_size_limit_bytes``: soft limit of one written batch, in bytes; pyarrow
       raises ``FlightWriteSizeExceededError`` beyond it.
-    - ``generic_options``: gRPC channel arguments by name. They override the defaults
+    - ``keepalive``, ``retry``, ``load_balancing``: presets, see `Keepalive`, `Retry` and
+      `LoadBalancing`; ``None`` leaves the matter to gRPC's defaults.
+    - ``generic_options``: gRPC channel arguments by name. They override presets and defaults
       here, which dial a lost worker again after 0.1 s and then at least every 0.6 s.
 
     TLS options are ignored for plaintext URLs, so one connector serves a mixed fleet.
@@ -96,8 +110,12 @@ class FlightConnector:
     client_key: bytes | None = None
     tls_override_hostname: str | None = None
     disable_server_verification: bool = False
+    layers: Sequence[ClientLayer] = ()
     middleware: Sequence[flight.ClientMiddlewareFactory] = ()
     write_size_limit_bytes: int | None = None
+    keepalive: Keepalive | None = None
+    retry: Retry | None = None
+    load_balancing: LoadBalancing | None = None
     generic_options: GenericOptions = ()
 
     def __post_init__(self) -> None:
@@ -107,9 +125,11 @@ class FlightConnector:
         if self.headers is not None and not callable(self.headers):
             settle(self, "headers", normalize_headers(self.headers))
         self._check_tls()
+        settle(self, "layers", _checked_layers(self.layers))
         settle(self, "middleware", _checked_middleware(self.middleware))
         _check_write_limit(self.write_size_limit_bytes)
         settle(self, "generic_options", _checked_options(self.generic_options))
+        self._check_presets()
 
     def connect(self, url: str) -> flight.FlightClient:
         """Return a new client on which the worker has just answered a call.
@@ -130,9 +150,10 @@ class FlightConnector:
         call_headers = None
         if self.headers is not None:
             call_headers = CallHeadersFactory(self.headers)  # type: ignore[arg-type]  # normalised above
-        client = self._client(worker, call_headers)
+        layers = [layer.middleware() for layer in self.layers]
+        client = self._client(worker, call_headers, layers)
         try:
-            self._probe(client, worker, deadline, call_headers)
+            self._probe(client, worker, deadline, call_headers, layers)
         except BaseException:
             # Nobody else has it; left open, gRPC would go on dialling a dead worker for
             # as long as the exception's traceback keeps the client alive.
@@ -150,12 +171,16 @@ class FlightConnector:
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def _client(
-        self, worker: WorkerUrl, call_headers: CallHeadersFactory | None
+        self,
+        worker: WorkerUrl,
+        call_headers: CallHeadersFactory | None,
+        layers: list[flight.ClientMiddlewareFactory],
     ) -> flight.FlightClient:
         options = {
             "grpc.initial_reconnect_backoff_ms": _INITIAL_BACKOFF_MS,
             "grpc.min_reconnect_backoff_ms": int(self.connect_timeout * 1_000) + _ATTEMPT_GRACE_MS,
             "grpc.max_reconnect_backoff_ms": _MAX_BACKOFF_MS,
+            **channel_arguments(self.keepalive, self.retry, self.load_balancing),
             **dict(self.generic_options),
         }
         tls: dict[str, Any] = {}
@@ -167,7 +192,7 @@ class FlightConnector:
                 "override_hostname": self.tls_override_hostname,
                 "disable_server_verification": self.disable_server_verification,
             }
-        own = () if call_headers is None else (call_headers,)
+        own = layers if call_headers is None else [call_headers, *layers]
         try:
             return flight.FlightClient(
                 worker.location,
@@ -189,6 +214,7 @@ class FlightConnector:
         worker: WorkerUrl,
         deadline: float,
         call_headers: CallHeadersFactory | None,
+        layers: list[flight.ClientMiddlewareFactory],
     ) -> None:
         # wait_for_available() overshoots its timeout tenfold; the deadline of a call holds.
         remaining = max(deadline - time.monotonic(), _SHORTEST_CALL)
@@ -202,6 +228,8 @@ class FlightConnector:
             failure = call_headers.failure if call_headers is not None else None
             if failure is not None:
                 _raise_headers_failed(worker, failure)
+            for layer, factory in zip(self.layers, layers, strict=True):
+                _check_refusal(worker, layer, getattr(factory, "failure", None))
             if _never_left(error):
                 raise WorkerConnectError(
                     f"No call to worker {worker.key} could be sent: gRPC found a header illegal; "
@@ -210,19 +238,19 @@ class FlightConnector:
                 ) from error
         if unreachable is not None:
             # Out here, so that words not yet masked are no context of what is raised.
-            self._raise_unreachable(worker, unreachable, deadline, call_headers)
+            self._raise_unreachable(worker, unreachable, deadline, _Redactor(call_headers, *layers))
 
     def _raise_unreachable(
         self,
         worker: WorkerUrl,
         error: Exception,
         deadline: float,
-        call_headers: CallHeadersFactory | None,
+        redactor: CallHeadersFactory | _Redactor,
     ) -> NoReturn:
         passed = time.monotonic() >= deadline - _CLOCK_STEP
         message = str(error)
         # What is known is recognised in the words as they came, the rest is shown masked.
-        redact = call_headers.redact if call_headers is not None else str
+        redact = redactor.redact
         cause = error if redact(message) == message else type(error)(redact(message))
         if isinstance(error, flight.FlightTimedOutError) and not passed:
             raise WorkerConnectError(
@@ -247,6 +275,18 @@ class FlightConnector:
             f"Could not connect to worker {worker.key}: {reason}; {remedy}", url=worker.key
         ) from cause
 
+    def _check_presets(self) -> None:
+        check_preset("keepalive", self.keepalive, Keepalive)
+        check_preset("retry", self.retry, Retry)
+        check_preset("load_balancing", self.load_balancing, LoadBalancing)
+        if "grpc.service_config" in dict(self.generic_options) and (
+            self.retry is not None or self.load_balancing is not None
+        ):
+            raise ValueError(
+                "generic_options hold a grpc.service_config, which would hide retry and "
+                "load_balancing; put their service_config() into it, or leave it out"
+            )
+
     def _check_tls(self) -> None:
         for name in ("tls_root_certificates", "client_certificate", "client_key"):
             _check_pem(name, getattr(self, name))
@@ -265,6 +305,18 @@ class FlightConnector:
             raise ValueError("tls_override_hostname must not be empty")
 
 
+class _Redactor:
+    """Masks what the connector's own headers and layers sent."""
+
+    def __init__(self, *factories: Any) -> None:
+        self._factories = [each for each in factories if hasattr(each, "redact")]
+
+    def redact(self, text: str) -> str:
+        for factory in self._factories:
+            text = factory.redact(text)
+        return text
+
+
 def _raise_headers_failed(worker: WorkerUrl, failure: BaseException) -> NoReturn:
     if not isinstance(failure, Exception):
         raise failure
@@ -273,6 +325,18 @@ def _raise_headers_failed(worker: WorkerUrl, failure: BaseException) -> NoReturn
         f"({type(failure).__name__}); no call is sent without its headers",
         url=worker.key,
     ) from failure
+
+
+def _check_refusal(worker: WorkerUrl, layer: ClientLayer, refusal: BaseException | None) -> None:
+    if refusal is None:
+        return
+    if not isinstance(refusal, Exception):
+        raise refusal
+    raise WorkerConnectError(
+        f"Could not connect to worker {worker.key}: the connector's {type(layer).__name__} layer "
+        f"refused the first call ({type(refusal).__name__})",
+        url=worker.key,
+    ) from refusal
 
 
 def _never_left(error: Exception) -> bool:
@@ -308,6 +372,20 @@ def _checked_middleware(value: object) -> tuple[flight.ClientMiddlewareFactory, 
                 f"middleware needs ClientMiddlewareFactory objects, not {type(factory).__name__}"
             )
     return factories
+
+
+def _checked_layers(value: object) -> tuple[ClientLayer, ...]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError("layers is a sequence of layers, as of resolver.layers")
+    layers = tuple(value)
+    for layer in layers:
+        if isinstance(layer, type) or not callable(getattr(layer, "middleware", None)):
+            raise TypeError(
+                f"{layer!r} is no layer that pyarrow can use: it needs a method middleware(); a "
+                "callable from channel to channel is for grpcio channels"
+            )
+        layer.middleware()  # says now what pyarrow cannot do
+    return layers
 
 
 def _check_write_limit(value: object) -> None:

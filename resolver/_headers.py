@@ -41,7 +41,7 @@ _RESERVED: Final = frozenset(
     }
 )
 # No header name may hold a space, so gRPC refuses the call on this side of the wire.
-_REFUSE_CALL: Final = {"resolver could not get the headers of this call": ""}
+REFUSE_CALL: Final = {"resolver could not get the headers of this call": ""}
 
 _SHORTEST_SECRET: Final = 4
 
@@ -98,20 +98,25 @@ class CallHeadersFactory(flight.ClientMiddlewareFactory):  # type: ignore[misc] 
                     type(error).__name__,
                 )
             self.failure = error
-            return _CallHeaders(_REFUSE_CALL)
+            return _CallHeaders(REFUSE_CALL)
         self.failure = None
         return _CallHeaders(_grouped(self.sent))
 
     def redact(self, text: str) -> str:
-        """``text`` with the values last sent masked: a server may echo what it was sent.
+        """`redact` of this module, for the headers last sent."""
+        return redact(text, self.sent)
 
-        Each word of a value counts, and the base64 of a binary one. Words of fewer than
-        four characters stay: they are no secrets, and half of any text has them in it.
-        """
-        secrets = {word for _, value in self.sent for word in _words(value)}
-        for secret in sorted(secrets, key=len, reverse=True):
-            text = text.replace(secret, "***")
-        return text
+
+def redact(text: str, headers: NormalHeaders) -> str:
+    """``text`` with the headers' values masked: a server may echo what it was sent.
+
+    Each word of a value counts, and the base64 of a binary one. Words of fewer than
+    four characters stay: they are no secrets, and half of any text has them in it.
+    """
+    secrets = {word for _, value in headers for word in _words(value)}
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
 
 
 class _CallHeaders(flight.ClientMiddleware):  # type: ignore[misc]  # pyarrow is untyped

@@ -26,8 +26,9 @@ from ._errors import (
     WorkerConnectError,
     WorkerConnectTimeoutError,
 )
+from ._failures import DEFAULT_CAP, FailureMemory
 from ._flight import Connector, FlightConnector
-from ._single_flight import PendingConnect
+from ._single_flight import PendingConnect, without_traceback
 from ._urls import mask_url, parse_worker_url
 
 if TYPE_CHECKING:
@@ -92,8 +93,14 @@ class DefaultChannelResolver(ClientCache):
     ``connections_per_url``
         Clients per URL. Threads are spread over them; one thread stays with one.
     ``failure_ttl``
-        Seconds for which a failed connect is answered from memory; 0: not at all. The
-        causes of such an error carry no traceback.
+        Seconds for which a failed connect is answered from memory; 0: not at all. Doubles
+        with each failure of the URL in a row, up to ``max_failure_ttl``; up to a fifth is
+        left out at random, so that callers do not come back in step. The first success
+        starts over, and so do `forgive` and `invalidate`. The ``retry_after`` of the error
+        tells how long is left; its causes carry no traceback.
+    ``max_failure_ttl``
+        The longest such time in seconds; None: 32 times ``failure_ttl``. The same as
+        ``failure_ttl``: no growth.
 
     A client that is dropped is never closed: whoever holds it may go on using it, and
     when the last holder lets go it is released on a background thread.
@@ -101,8 +108,8 @@ class DefaultChannelResolver(ClientCache):
     Raises ValueError or TypeError for options that make no sense.
     """
 
-    __slots__ = ("_closed_by_caller", "_watched", "connections_per_url", "connector",
-                 "failure_ttl", "idle_timeout", "max_clients")  # fmt: skip
+    __slots__ = ("_closed_by_caller", "_failures", "_watched", "connections_per_url", "connector",
+                 "failure_ttl", "idle_timeout", "max_clients", "max_failure_ttl")  # fmt: skip
 
     def __init__(
         self,
@@ -112,10 +119,16 @@ class DefaultChannelResolver(ClientCache):
         max_clients: int = 65_536,
         connections_per_url: int = 1,
         failure_ttl: float = 0.0,
+        max_failure_ttl: float | None = None,
     ) -> None:
         if idle_timeout is not None:
             _check_seconds("idle_timeout", idle_timeout, at_least="more than 0")
         _check_seconds("failure_ttl", failure_ttl, at_least="0 or more")
+        if max_failure_ttl is None:
+            max_failure_ttl = min(failure_ttl * DEFAULT_CAP, _MAX_SECONDS)
+        _check_seconds("max_failure_ttl", max_failure_ttl, at_least="0 or more")
+        if max_failure_ttl < failure_ttl:
+            raise ValueError("max_failure_ttl is less than failure_ttl, where it starts")
         _check_count("max_clients", max_clients, at_most=2**62)
         _check_count("connections_per_url", connections_per_url, at_most=1024)
         if max_clients < connections_per_url:
@@ -126,6 +139,8 @@ class DefaultChannelResolver(ClientCache):
         self.max_clients = max_clients
         self.connections_per_url = connections_per_url
         self.failure_ttl = failure_ttl
+        self.max_failure_ttl = max_failure_ttl
+        self._failures = FailureMemory(failure_ttl, max_failure_ttl, capacity=max_clients)
         self._closed_by_caller = False
         self._watched = False
         super().__init__(
@@ -191,7 +206,7 @@ class DefaultChannelResolver(ClientCache):
                     "thread; check that it is up, or raise connect_timeout",
                     url=key,
                 )
-            pending.raise_error()
+            self._raise_shared(pending)
             if pending.client is not None:
                 return pending.client
             # The thread that connected was interrupted: one of the waiters takes over.
@@ -200,15 +215,21 @@ class DefaultChannelResolver(ClientCache):
 
     def _connect(self, key: str, lane: int, pending: PendingConnect) -> Any:
         self._watch()
-        pending.connecting_thread = threading.get_ident()
-        try:
-            client, error = self._try_to_connect(key)
-        finally:
-            pending.connecting_thread = None
+        client, error, is_fresh = None, self._remembered(key, pending), False
+        if error is None:
+            is_fresh = True
+            began = self._failures.now()
+            pending.connecting_thread = threading.get_ident()
+            try:
+                client, error = self._try_to_connect(key)
+            finally:
+                pending.connecting_thread = None
+            if error is not None and self.failure_ttl:
+                self._remember(key, pending, error, began)
         if error is not None:
-            if self.failure_ttl:
-                _drop_tracebacks(error)
-            self._fail(key, lane, pending, self.failure_ttl)
+            # With several lanes only the memory remembers: one's success ends it for all.
+            ttl = self._seconds_left(pending) if self.connections_per_url == 1 else 0.0
+            self._fail(key, lane, pending, ttl, is_fresh)
             pending.fail(error)
             try:
                 raise error
@@ -219,8 +240,44 @@ class DefaultChannelResolver(ClientCache):
             if self._closed_by_caller:
                 del client  # or the error's traceback would hold it
                 raise _closed_error()
+        self._failures.reached(key)
         pending.succeed(client)
         return client
+
+    def _raise_shared(self, pending: PendingConnect) -> None:
+        error = pending.error
+        if error is not None:
+            self._set_retry_after(error, pending)
+            try:
+                raise error
+            finally:
+                del error  # see _connect
+
+    def _remembered(self, key: str, pending: PendingConnect) -> BaseException | None:
+        """The failure that answers for `key` instead of a connect, as a new exception."""
+        failure = self._failures.current(key)
+        if failure is None:
+            return None
+        pending.retry_at = failure.until
+        error = without_traceback(failure.error)
+        self._set_retry_after(error, pending)
+        return error
+
+    def _remember(
+        self, key: str, pending: PendingConnect, error: ResolverError, began: float
+    ) -> None:
+        _drop_tracebacks(error)
+        failure = self._failures.failed(key, without_traceback(error), began)
+        pending.retry_at = None if failure is None else failure.until
+        self._set_retry_after(error, pending)
+
+    def _seconds_left(self, pending: PendingConnect) -> float:
+        """For how much longer a failed connect is remembered."""
+        return 0.0 if pending.retry_at is None else max(pending.retry_at - self._failures.now(), 0)
+
+    def _set_retry_after(self, error: BaseException, pending: PendingConnect) -> None:
+        if isinstance(error, WorkerConnectError):
+            error.retry_after = None if pending.retry_at is None else self._seconds_left(pending)
 
     def _connect_elsewhere(self, key: str, lane: int, pending: PendingConnect) -> None:
         """Connect on a thread of its own, whose outcome reaches those who wait."""
@@ -292,18 +349,44 @@ class DefaultChannelResolver(ClientCache):
         Pass the `client` that failed: then the entry goes only if that very client is
         still the one cached, and a late failure cannot evict its replacement. None is
         nobody's client and evicts nothing. Without `client`, a connect under way is
-        detached too: those who wait get its client, later lookups do not. True when
-        something was dropped. Nothing is closed. Thread-safe.
+        detached too: those who wait get its client, later lookups do not; and a
+        remembered failure is forgotten. True when a client or a connect was dropped.
+        Nothing is closed. Thread-safe.
         """
         self._check_usable()
         key = parse_worker_url(url).key
         if client is _WHATEVER_CLIENT:
+            if self.failure_ttl:
+                self._failures.forget(key)
             return self._drop(key)
         return client is not None and self._drop(key, client)
 
-    def clear(self) -> None:
-        """Forget every client. Nothing is closed. Thread-safe, URL by URL."""
+    def forgive(self, url: Any) -> bool:
+        """Forget that `url` could not be reached, so that the next lookup tries again.
+
+        For whoever learns that a worker is back before its ``failure_ttl`` has passed: a
+        health probe, a notice of the scheduler. Its next failure is a first one again. A
+        URL that did not fail keeps its clients, so it may be called on every good probe.
+        True when a failure was remembered. Thread-safe.
+        """
         self._check_usable()
+        key = parse_worker_url(url).key
+        failure = self._failures.forget(key) if self.failure_ttl else None
+        if failure is None:
+            return False
+        # Of the only lane the map holds the failure too, until it is time to try again.
+        if (
+            self.connections_per_url == 1
+            and self._failures.now() < failure.until
+            and not self._holds(key)
+        ):
+            self._drop(key)
+        return True
+
+    def clear(self) -> None:
+        """Forget every client and every failure. Nothing is closed. Thread-safe, URL by URL."""
+        self._check_usable()
+        self._failures.clear()
         self._clear()
 
     def close(self) -> None:
@@ -315,6 +398,7 @@ class DefaultChannelResolver(ClientCache):
         self._closed_by_caller = True
         if self._is_inherited():
             return  # the parent's clients are not ours to release
+        self._failures.clear()
         for pending in self._shut():
             pending.fail(_closed_error())
 
@@ -374,6 +458,16 @@ class DefaultChannelResolver(ClientCache):
 
     def _discard(self, clients: list[Any]) -> None:
         _background.discard(clients)
+
+    def _expire(self, stripe_index: int) -> int:
+        if stripe_index == 0:
+            self._failures.prune()
+        return super()._expire(stripe_index)
+
+    def _advance_clock(self, seconds: float) -> None:
+        """Move the clock, for tests."""
+        self._failures.advance_clock(seconds)
+        super()._advance_clock(seconds)
 
     def _watch(self) -> None:
         """Have the reaper look after this resolver; not before it may hold anything."""

@@ -22,13 +22,16 @@ class PendingConnect:
     operation, no lock is held.
     """
 
-    __slots__ = ("_outcomes", "_waiters", "connecting_thread")
+    __slots__ = ("_outcomes", "_waiters", "connecting_thread", "retry_at")
 
     connecting_thread: int | None
     """The thread that has the connector on its stack, while it has."""
+    retry_at: float | None
+    """Of a failed connect that is remembered: until when, on the clock of who set it."""
 
     def __init__(self) -> None:
         self.connecting_thread = None
+        self.retry_at = None
         self._outcomes: list[tuple[Any, BaseException | None]] = []
         self._waiters: list[threading.Lock] = []
 
@@ -42,11 +45,17 @@ class PendingConnect:
         """What the connect gave, once ended; None where it failed or was abandoned."""
         return self._outcomes[0][0]
 
-    def raise_error(self) -> None:
-        """Raise the error of a failed connect, as an exception of the caller's own."""
+    @property
+    def error(self) -> BaseException | None:
+        """The error of a failed connect, once ended, as an exception of the caller's own."""
         error = self._outcomes[0][1]
+        return None if error is None else without_traceback(error)
+
+    def raise_error(self) -> None:
+        """Raise the error of a failed connect, if it has one."""
+        error = self.error
         if error is not None:
-            raise _without_traceback(error)
+            raise error
 
     def wait(self, seconds: float | None) -> bool:
         """Wait for the outcome; False when it did not come within `seconds`."""
@@ -70,7 +79,7 @@ class PendingConnect:
         """The connect failed with `error`; waiters raise copies of it."""
         # Raising one exception object on many threads would splice their tracebacks,
         # and keep the connecting thread's frames alive.
-        self._end(None, _without_traceback(error))
+        self._end(None, without_traceback(error))
 
     def abandon(self) -> None:
         """The connecting thread was interrupted; one of the waiters should connect."""
@@ -84,7 +93,8 @@ class PendingConnect:
                 self._waiters.pop().release()
 
 
-def _without_traceback(error: BaseException) -> BaseException:
+def without_traceback(error: BaseException) -> BaseException:
+    """A copy of `error` of the same type and cause, that nobody has raised."""
     # Not copy.copy, which calls a constructor that may want other arguments.
     kind = type(error)
     duplicate = kind.__new__(kind, *error.args)

@@ -21,20 +21,23 @@ LAYERS = (  # from the top; a module imports only from layers below its own
     ("resolver.distributed",),
     ("resolver.testing",),
     ("resolver",),
+    ("resolver.layers",),
     ("resolver._resolver",),
     ("resolver._flight", "resolver._background"),
     (
         "resolver._backend",
         "resolver._diagnosis",
+        "resolver._failures",
         "resolver._fork",
         "resolver._headers",
+        "resolver._presets",
         "resolver._single_flight",
     ),
     ("resolver._cache", "resolver._cache_py"),
     ("resolver._urls",),
     ("resolver._errors",),
 )
-SUBPACKAGES = ("resolver.distributed", "resolver.testing")
+SUBPACKAGES = ("resolver.distributed", "resolver.layers", "resolver.testing")
 
 
 def sources() -> dict[str, str]:

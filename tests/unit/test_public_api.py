@@ -17,14 +17,17 @@ PROMISED = {
     "FlightConnector",
     "ForkedProcessError",
     "InvalidWorkerUrlError",
+    "Keepalive",
+    "LoadBalancing",
     "ResolverClosedError",
     "ResolverError",
     "ResolverStats",
+    "Retry",
     "WorkerConnectError",
     "WorkerConnectTimeoutError",
     "default_channel_resolver",
 }
-MODULES = ["resolver", "resolver.testing"]
+MODULES = ["resolver", "resolver.layers", "resolver.testing"]
 
 
 def public(thing: object) -> set[str]:
