@@ -1,0 +1,1 @@
+"""Which client do I use for this worker URL? The asyncio twin of `resolver`."""
