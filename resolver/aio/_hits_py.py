@@ -6,10 +6,11 @@ against both. Must not connect, wait, touch an event loop or decide policy.
 from __future__ import annotations
 
 import asyncio
+from asyncio import _get_running_loop
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from weakref import ref
 
-from .._cache_py import ClientCache
+from resolver._cache_py import ClientCache
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -90,13 +91,13 @@ class LoopRouter:
         ResolverClosedError or ForkedProcessError.
         """
         if type(url) is str and self._current_routes:
-            running = asyncio._get_running_loop()
+            running = _get_running_loop()
             for loop, caches in self._current_routes:
                 if running is not None and loop() is running:
                     cache = caches[self._lane(len(caches))]()
                     client = None if cache is None else cache.get_flight_client_for_url(url)
                     if client is not None:
-                        return Found(client)  # type: ignore[return-value]  # in all but name
+                        return Found(client)
         return self._miss(url)
 
     def _miss(self, url: Any) -> Coroutine[Any, Any, Any]:
