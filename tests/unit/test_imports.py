@@ -20,6 +20,7 @@ LAYERS = (  # from the top; a module imports only from layers below its own
     ("resolver.cli",),
     ("resolver.distributed",),
     ("resolver.testing",),
+    ("resolver.aio",),
     ("resolver",),
     ("resolver._resolver",),
     ("resolver._flight", "resolver._background"),
@@ -34,7 +35,7 @@ LAYERS = (  # from the top; a module imports only from layers below its own
     ("resolver._urls",),
     ("resolver._errors",),
 )
-SUBPACKAGES = ("resolver.distributed", "resolver.testing")
+SUBPACKAGES = ("resolver.aio", "resolver.distributed", "resolver.testing")
 
 
 def sources() -> dict[str, str]:
@@ -87,7 +88,7 @@ def layer(name: str) -> int:
 
 
 def upward(modules: dict[str, str]) -> list[str]:
-    known = {*modules, "resolver._cache"}
+    known = {*modules, "resolver._cache", "resolver.aio._hits"}
     found = []
     for name, source in modules.items():
         for target in imported(name, source, known):

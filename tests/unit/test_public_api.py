@@ -24,7 +24,7 @@ PROMISED = {
     "WorkerConnectTimeoutError",
     "default_channel_resolver",
 }
-MODULES = ["resolver", "resolver.testing"]
+MODULES = ["resolver", "resolver.aio", "resolver.testing"]
 
 
 def public(thing: object) -> set[str]:
