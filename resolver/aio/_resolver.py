@@ -218,7 +218,7 @@ class DefaultChannelResolver(LoopRouter):
 
     async def _connect(self, home: LoopHome, key: str, lane: int, pending: PendingConnect) -> None:
         timeout: float | None = getattr(self.connector, "connect_timeout", None)
-        bound = None
+        bound = client = error = None
         if timeout is not None:
             bound = asyncio.get_running_loop().call_later(
                 timeout + _GRACE, self._give_up, home, key, lane, pending, timeout
@@ -240,6 +240,9 @@ class DefaultChannelResolver(LoopRouter):
             pending.task = None
             if bound is not None:
                 bound.cancel()
+            # The traceback of the cause leads to this frame; these would lead back to it.
+            del pending
+            client = error = None
 
     async def _try_to_connect(self, key: str) -> tuple[Any, ResolverError | None]:
         try:
