@@ -76,10 +76,11 @@ def refused(use: Callable[[], object]) -> None:
     try:
         answer = use()
     except ForkedProcessError as error:
-        assert "spawn" in str(error)
-        assert "forkserver" in str(error)
+        message = str(error)
     else:
         raise AssertionError(f"a forked child got {answer!r}")
+    assert "spawn" in message
+    assert "forkserver" in message
 
 
 def step(awaitable: object) -> object:
