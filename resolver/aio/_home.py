@@ -13,6 +13,7 @@ from resolver._backend import ClientCache
 
 if TYPE_CHECKING:
     import asyncio
+    from collections import deque
 
     from resolver._errors import ResolverError
 
@@ -66,7 +67,7 @@ class LoopHome:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        retired: list[Counters],
+        retired: deque[Counters],
         *,
         idle_timeout: float | None,
         max_clients: int,

@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, runtime_checkable
 
 from resolver import _background
@@ -50,6 +51,7 @@ else:
     from ._hits import LoopRouter, fast_hits
 
 _GRACE: Final = 0.25  # seconds that a connector's own error may come after its deadline
+_NOTHING: Final = (0,) * len(ResolverStats.__dataclass_fields__)
 _LONGEST_ROUND: Final = 60.0  # seconds after which at the latest a closed loop is noticed
 
 
@@ -112,8 +114,8 @@ class DefaultChannelResolver(LoopRouter):
     """
 
     __slots__ = ("_attribute", "_closed_by_caller", "_connected", "_guard", "_homes", "_process",
-                 "_retired", "_unattached", "_watched", "connections_per_url", "connector",
-                 "failure_ttl", "idle_timeout", "max_clients")  # fmt: skip
+                 "_retired", "_total", "_unattached", "_watched", "connections_per_url",
+                 "connector", "failure_ttl", "idle_timeout", "max_clients")  # fmt: skip
 
     _process: int
 
@@ -147,7 +149,8 @@ class DefaultChannelResolver(LoopRouter):
         self.connections_per_url = connections_per_url
         self.failure_ttl = failure_ttl
         self._attribute = f"_resolver_aio_{id(self):x}"
-        self._retired: list[Counters] = []
+        self._retired: deque[Counters] = deque()
+        self._total = _NOTHING
         self._closed_by_caller = False
         self._start_over()
 
@@ -155,6 +158,7 @@ class DefaultChannelResolver(LoopRouter):
         self._guard = threading.RLock()  # re-entrant: a finalizer may come back here
         self._homes: dict[int, weakref.ref[LoopHome]] = {}  # by the identity of their loop
         self._unattached: list[LoopHome] = []
+        self._routes = ()
         self._connected = False
         self._watched = False
         self._process = os.getpid()
@@ -211,12 +215,11 @@ class DefaultChannelResolver(LoopRouter):
         task = asyncio.get_running_loop().create_task(
             self._connect(home, key, lane, pending), name=f"resolver-connect {key}"
         )
-        pending.task = task
         home.tasks.add(task)  # the loop itself holds tasks weakly
-        task.add_done_callback(home.tasks.discard)
-        task.add_done_callback(_retrieve)
+        task.add_done_callback(lambda task: self._settle(home, key, lane, pending, task))
 
     async def _connect(self, home: LoopHome, key: str, lane: int, pending: PendingConnect) -> None:
+        pending.task = asyncio.current_task()
         timeout: float | None = getattr(self.connector, "connect_timeout", None)
         bound = client = error = None
         if timeout is not None:
@@ -268,6 +271,20 @@ class DefaultChannelResolver(LoopRouter):
         self._end(home, key, lane, pending, error)
         if task is not None:
             task.cancel()
+
+    def _settle(
+        self,
+        home: LoopHome,
+        key: str,
+        lane: int,
+        pending: PendingConnect,
+        task: asyncio.Task[None],
+    ) -> None:
+        """After the task: it may have been cancelled before its first step."""
+        home.tasks.discard(task)
+        self._end(home, key, lane, pending, None)
+        if not task.cancelled():
+            task.exception()  # an interrupt, which the loop itself raises
 
     def _end(
         self,
@@ -415,7 +432,8 @@ class DefaultChannelResolver(LoopRouter):
         """
         self._check_process()
         homes = list(self._live_homes())
-        return ResolverStats(*_sum([*self._retired, *(home.counters() for home in homes)]))
+        self._fold()
+        return ResolverStats(*_sum([self._total, *(home.counters() for home in homes)]))
 
     def urls(self) -> list[str]:
         """The canonical URLs that have a client on any loop, sorted. A snapshot, not atomic.
@@ -477,6 +495,7 @@ class DefaultChannelResolver(LoopRouter):
                 self._unattached.append(home)  # held here until the loop is closed
             self._reroute()
         list(self._live_homes())  # a new loop often follows one that was closed
+        self._fold()
         return home
 
     def _home_of(self, loop: asyncio.AbstractEventLoop) -> LoopHome | None:
@@ -497,7 +516,7 @@ class DefaultChannelResolver(LoopRouter):
         """End a home and its loop's hold on it."""
         with self._guard:
             for number, reference in list(self._homes.items()):
-                if reference() is home or reference() is None:
+                if reference() is home:
                     del self._homes[number]
             if home in self._unattached:
                 self._unattached.remove(home)
@@ -508,8 +527,17 @@ class DefaultChannelResolver(LoopRouter):
         home.end()
 
     def _reroute(self) -> None:
-        homes = [reference() for reference in self._homes.values()]
-        self._routes = tuple(home.route for home in homes if home is not None)
+        """Under the guard."""
+        homes = [(number, reference()) for number, reference in self._homes.items()]
+        alive = {number: home for number, home in homes if home is not None}
+        self._homes = {number: weakref.ref(home) for number, home in alive.items()}
+        self._routes = tuple(home.route for home in alive.values())
+
+    def _fold(self) -> None:
+        """Add up what homes handed in when they ended."""
+        with self._guard:
+            while self._retired:
+                self._total = _sum([self._total, self._retired.popleft()])
 
     # -- inside --------------------------------------------------------------------------
 
@@ -548,12 +576,5 @@ class DefaultChannelResolver(LoopRouter):
             self._start_over()
 
 
-def _retrieve(task: asyncio.Task[None]) -> None:
-    """What a connect task raised was raised by the loop itself, an interrupt."""
-    if not task.cancelled():
-        task.exception()
-
-
 def _sum(counters: list[Counters]) -> Counters:
-    zeros = (0,) * len(ResolverStats.__dataclass_fields__)
-    return tuple(map(sum, zip(zeros, *counters, strict=True)))
+    return tuple(map(sum, zip(*counters, strict=True)))

@@ -293,3 +293,32 @@ def test_the_method_is_the_subclass_s_own_and_documented(router):
     assert "get_flight_client_for_url" in vars(type(router)) or type(router).__mro__[
         1
     ].__module__.endswith("_py")
+
+
+def test_a_hit_leaves_every_count_as_it_was(router, cache_of):
+    client, url = Client(), "".join(URL)
+    cache = cache_of((url, client))
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        router._routes = (route(loop, cache),)
+        counted = [client, url, cache, loop, router, router._routes]
+
+        async def use():
+            for _ in range(1000):
+                await router.get_flight_client_for_url(url)
+                router.get_flight_client_for_url(url)  # left alone
+                router.get_flight_client_for_url("missed")
+                spent = router.get_flight_client_for_url(url)
+                await spent
+                with pytest.raises(RuntimeError):
+                    await spent
+
+        await use()
+        gc.collect()
+        before = [sys.getrefcount(each) for each in counted]
+        await use()
+        gc.collect()
+        assert [sys.getrefcount(each) for each in counted] == before
+
+    run(main())

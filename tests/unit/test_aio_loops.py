@@ -81,6 +81,8 @@ def test_loops_of_one_thread_one_after_another(resolver, connector):
     assert len(connector.ended) == 20
     stats = resolver.stats()
     assert (stats.hits, stats.misses, stats.invalidated, stats.clients) == (20, 20, 20, 0)
+    # Nothing is left of any of them, however many there were.
+    assert (resolver._homes, resolver._routes, len(resolver._retired)) == ({}, (), 0)
 
 
 def test_two_open_loops_in_turns_in_one_thread(resolver, connector):
@@ -136,6 +138,9 @@ def test_an_unclosed_loop_is_not_kept_alive_by_its_clients(resolver, connector):
     assert len(connector.ended) == 1
     assert len(resolver) == 0
     assert resolver.stats().invalidated == 1
+    run(twice(resolver))
+    assert resolver.stats().invalidated == 2
+    assert (resolver._homes, resolver._routes) == ({}, ())
 
 
 def test_a_resolver_that_ends_leaves_nothing_on_the_loop(resolver, aio_resolver_type, connector):

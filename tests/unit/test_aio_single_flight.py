@@ -192,6 +192,23 @@ def test_a_connect_that_is_cancelled_itself_fails_its_waiters_and_not_the_next(
     run(main())
 
 
+def test_a_connect_that_is_cancelled_before_it_began_leaves_the_url_usable(
+    aio_resolver_type, connector
+):
+    async def main():
+        resolver = aio_resolver_type(connector)
+        (task,) = await lookups(resolver, 1)
+        (connecting,) = resolver._home().tasks
+        connecting.cancel()  # its first step is still to come
+        with pytest.raises(WorkerConnectError, match="cancelled or interrupted"):
+            await task
+        assert connector.calls == 0
+        assert await resolver.get_flight_client_for_url(URL)
+        validate(resolver)
+
+    run(main())
+
+
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_in_a_connect_ends_the_loop_and_not_the_resolver(
     aio_resolver_type, connector, interrupt
@@ -282,6 +299,27 @@ def test_a_connector_that_asks_for_the_url_it_connects_fails_instead_of_hanging(
     resolver = aio_resolver_type(Recursive())
     with pytest.raises(WorkerConnectError, match="its own resolver"):
         run(resolver.get_flight_client_for_url(URL))
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="came with 3.12")
+@pytest.mark.parametrize("recursive", [False, True])
+def test_tasks_may_start_eagerly(aio_resolver_type, recursive):
+    class Immediate:
+        async def connect(self, url):
+            return await resolver.get_flight_client_for_url(url) if recursive else "client"
+
+    async def main():
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        if recursive:
+            with pytest.raises(WorkerConnectError, match="its own resolver"):
+                await resolver.get_flight_client_for_url(URL)
+        else:
+            assert await resolver.get_flight_client_for_url(URL) == "client"
+        await asyncio.sleep(0)
+        validate(resolver)
+
+    resolver = aio_resolver_type(Immediate())
+    run(main())
 
 
 def test_a_connector_may_ask_for_another_url(aio_resolver_type, connector):
