@@ -137,6 +137,33 @@ def test_a_connect_that_nobody_waits_for_any_more_is_finished_and_kept(
     run(main())
 
 
+def test_a_connect_that_was_detached_and_that_nobody_waits_for_goes_on(aio_resolver_type):
+    """Nothing but the resolver holds its task: a loop holds what waits only weakly."""
+    gates = []
+
+    class Connector:
+        async def connect(self, url):
+            gate = asyncio.get_running_loop().create_future()
+            gates.append(weakref.ref(gate))
+            await gate
+            return AioClient(url, [])
+
+    async def main():
+        resolver = aio_resolver_type(Connector())
+        (task,) = await lookups(resolver, 1)
+        await until(lambda: gates)
+        assert resolver.invalidate(URL)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        del task
+        gc.collect()
+        gates[0]().set_result(None)
+        await until(lambda: resolver.stats().connects == 1)
+        assert URL not in resolver
+
+    run(main())
+
+
 def test_a_failure_that_nobody_waits_for_is_not_reported(aio_resolver_type, connector):
     connector.error = OSError("no")
     complaints = []
