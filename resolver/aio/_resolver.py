@@ -11,13 +11,9 @@ import asyncio
 import inspect
 import os
 import sys
-import threading
-import weakref
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, runtime_checkable
 
 from resolver import _background
-from resolver._backend import IMPLEMENTATION
 from resolver._errors import (
     ForkedProcessError,
     InvalidWorkerUrlError,
@@ -37,21 +33,15 @@ from resolver._resolver import (
 )
 from resolver._urls import mask_url, parse_worker_url
 
-from ._home import LoopHome
+from ._homes import LoopHomes, fast_hits
 from ._pending import PendingConnect
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable
 
-    from ._home import Counters
-
-if TYPE_CHECKING or IMPLEMENTATION == "python":
-    from ._hits_py import LoopRouter, fast_hits
-else:
-    from ._hits import LoopRouter, fast_hits
+    from ._home import LoopHome
 
 _GRACE: Final = 0.25  # seconds that a connector's own error may come after its deadline
-_NOTHING: Final = (0,) * len(ResolverStats.__dataclass_fields__)
 _LONGEST_ROUND: Final = 60.0  # seconds after which at the latest a closed loop is noticed
 
 
@@ -86,7 +76,7 @@ class ChannelResolver(Protocol):
 
 
 @fast_hits
-class DefaultChannelResolver(LoopRouter):
+class DefaultChannelResolver(LoopHomes):
     """Connects to each worker URL once per event loop and reuses the client; thread-safe.
 
     ``connector``
@@ -113,11 +103,8 @@ class DefaultChannelResolver(LoopRouter):
     Raises ValueError or TypeError for options that make no sense.
     """
 
-    __slots__ = ("_attribute", "_closed_by_caller", "_connected", "_guard", "_homes", "_process",
-                 "_retired", "_total", "_unattached", "_watched", "connections_per_url",
-                 "connector", "failure_ttl", "idle_timeout", "max_clients")  # fmt: skip
-
-    _process: int
+    __slots__ = ("_closed_by_caller", "_watched", "connections_per_url", "connector",
+                 "failure_ttl", "idle_timeout", "max_clients")  # fmt: skip
 
     def __init__(
         self,
@@ -148,26 +135,14 @@ class DefaultChannelResolver(LoopRouter):
         self.max_clients = max_clients
         self.connections_per_url = connections_per_url
         self.failure_ttl = failure_ttl
-        self._attribute = f"_resolver_aio_{id(self):x}"
-        self._retired: deque[Counters] = deque()
-        self._total = _NOTHING
         self._closed_by_caller = False
-        self._start_over()
-
-    def _start_over(self) -> None:
-        self._guard = threading.RLock()  # re-entrant: a finalizer may come back here
-        self._homes: dict[int, weakref.ref[LoopHome]] = {}  # by the identity of their loop
-        self._unattached: list[LoopHome] = []
-        self._routes = ()
-        self._connected = False
         self._watched = False
-        self._process = os.getpid()
+        super().__init__()
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # Nobody closed it. See the blocking one about the end of an interpreter.
-        if not is_finalizing() and getattr(self, "_process", None) == os.getpid():
-            for home in list(self._live_homes()):
-                self._forget(home)
+        if not is_finalizing():
+            self._forget_all()
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError(f"a {type(self).__name__} holds live connections and cannot be pickled")
@@ -370,16 +345,14 @@ class DefaultChannelResolver(LoopRouter):
         if client is None:
             return False
         only = () if client is _WHATEVER_CLIENT else (client,)
-        caches = [cache for home in self._live_homes() for cache in home.caches]
-        dropped = [cache._drop(key, *only) for cache in caches]  # noqa: SLF001
+        dropped = [cache._drop(key, *only) for cache in self._caches()]  # noqa: SLF001
         return any(dropped)
 
     def clear(self) -> None:
         """Forget every client of every event loop. Nothing is closed. Thread-safe."""
         self._check_usable()
-        for home in self._live_homes():
-            for cache in home.caches:
-                cache._clear()  # noqa: SLF001
+        for cache in self._caches():
+            cache._clear()  # noqa: SLF001
 
     def close(self) -> None:
         """Forget every client of every event loop and refuse further use; idempotent.
@@ -431,9 +404,7 @@ class DefaultChannelResolver(LoopRouter):
         Clients that went with their loop count as invalidated.
         """
         self._check_process()
-        homes = list(self._live_homes())
-        self._fold()
-        return ResolverStats(*_sum([self._total, *(home.counters() for home in homes)]))
+        return ResolverStats(*self._counters())
 
     def urls(self) -> list[str]:
         """The canonical URLs that have a client on any loop, sorted. A snapshot, not atomic.
@@ -441,8 +412,7 @@ class DefaultChannelResolver(LoopRouter):
         A client that was idle too long is among them until the reaper comes by.
         """
         self._check_process()
-        caches = [cache for home in self._live_homes() for cache in home.caches]
-        return sorted({key for cache in caches for key in cache._keys()})  # noqa: SLF001
+        return sorted({key for cache in self._caches() for key in cache._keys()})  # noqa: SLF001
 
     def __len__(self) -> int:
         """How many URLs have a client, as in `urls`. A snapshot, not atomic."""
@@ -458,8 +428,7 @@ class DefaultChannelResolver(LoopRouter):
             key = parse_worker_url(url).key
         except InvalidWorkerUrlError:
             return False
-        caches = [cache for home in self._live_homes() for cache in home.caches]
-        return any(cache._holds(key) for cache in caches)  # noqa: SLF001
+        return any(cache._holds(key) for cache in self._caches())  # noqa: SLF001
 
     def __repr__(self) -> str:
         if self._is_inherited():
@@ -470,84 +439,7 @@ class DefaultChannelResolver(LoopRouter):
             state = f"{self.stats().clients} clients"
         return f"<{type(self).__name__} {self.connector!r}, {state}>"
 
-    # -- event loops ---------------------------------------------------------------------
-
-    def _home(self) -> LoopHome:
-        """The running loop's home; made at its first miss."""
-        loop = asyncio.get_running_loop()
-        home = self._home_of(loop)
-        if home is not None:
-            return home
-        home = LoopHome(
-            loop,
-            self._retired,
-            idle_timeout=self.idle_timeout,
-            max_clients=self.max_clients,
-            lanes=self.connections_per_url,
-        )
-        with self._guard:
-            self._check_usable()
-            self._connected = True
-            self._homes[id(loop)] = weakref.ref(home)
-            try:
-                setattr(loop, self._attribute, home)
-            except AttributeError:
-                self._unattached.append(home)  # held here until the loop is closed
-            self._reroute()
-        list(self._live_homes())  # a new loop often follows one that was closed
-        self._fold()
-        return home
-
-    def _home_of(self, loop: asyncio.AbstractEventLoop) -> LoopHome | None:
-        reference = self._homes.get(id(loop))
-        home = None if reference is None else reference()
-        return home if home is not None and home.loop() is loop else None
-
-    def _live_homes(self) -> Iterator[LoopHome]:
-        """The homes of loops that are open; forgets the others."""
-        for reference in list(self._homes.values()):
-            home = reference()
-            if home is not None and not home.is_over:
-                yield home
-            elif home is not None:
-                self._forget(home)
-
-    def _forget(self, home: LoopHome) -> None:
-        """End a home and its loop's hold on it."""
-        with self._guard:
-            for number, reference in list(self._homes.items()):
-                if reference() is home:
-                    del self._homes[number]
-            if home in self._unattached:
-                self._unattached.remove(home)
-            self._reroute()
-        loop = home.loop()
-        if loop is not None and getattr(loop, self._attribute, None) is home:
-            delattr(loop, self._attribute)
-        home.end()
-
-    def _reroute(self) -> None:
-        """Under the guard."""
-        homes = [(number, reference()) for number, reference in self._homes.items()]
-        alive = {number: home for number, home in homes if home is not None}
-        self._homes = {number: weakref.ref(home) for number, home in alive.items()}
-        self._routes = tuple(home.route for home in alive.values())
-
-    def _fold(self) -> None:
-        """Add up what homes handed in when they ended."""
-        with self._guard:
-            while self._retired:
-                self._total = _sum([self._total, self._retired.popleft()])
-
     # -- inside --------------------------------------------------------------------------
-
-    @property
-    def _stripe_count(self) -> int:
-        """For the reaper: this expires in one step."""
-        return 1
-
-    def _expire(self, _stripe_index: int) -> int:
-        return sum(home.expire() for home in list(self._live_homes()))
 
     def _watch(self) -> None:
         """Have the reaper look after this resolver; not before it may hold anything."""
@@ -555,9 +447,6 @@ class DefaultChannelResolver(LoopRouter):
             self._watched = True
             timeouts = [t for t in (self.idle_timeout, self.failure_ttl, _LONGEST_ROUND) if t]
             _background.watch(self, min(timeouts))
-
-    def _is_inherited(self) -> bool:
-        return self._process != os.getpid()
 
     def _check_usable(self) -> None:
         self._check_process()
@@ -574,7 +463,4 @@ class DefaultChannelResolver(LoopRouter):
                     "make the first lookup after the fork"
                 )
             self._start_over()
-
-
-def _sum(counters: list[Counters]) -> Counters:
-    return tuple(map(sum, zip(*counters, strict=True)))
+            self._watched = False

@@ -126,14 +126,15 @@ def aio_resolver_type(name: str) -> type[Any]:
     chosen = types.ModuleType("resolver._backend")
     vars(chosen).update(vars(load(name)))
     chosen.IMPLEMENTATION = name  # type: ignore[attr-defined]
-    replaced = ["resolver._backend", "resolver.aio._home", "resolver.aio._resolver"]
+    ours = ["_home", "_homes", "_resolver"]
+    replaced = ["resolver._backend", *(f"resolver.aio.{each}" for each in ours)]
     before = {each: sys.modules.pop(each) for each in replaced}
     sys.modules["resolver._backend"] = chosen
     try:
         kind: type[Any] = importlib.import_module("resolver.aio._resolver").DefaultChannelResolver
     finally:
         sys.modules.update(before)
-    resolver.aio._resolver = before["resolver.aio._resolver"]  # type: ignore[attr-defined]
-    resolver.aio._home = before["resolver.aio._home"]  # type: ignore[attr-defined]
+    for each in ours:
+        setattr(resolver.aio, each, before[f"resolver.aio.{each}"])
     assert issubclass(kind, hits_module(name).LoopRouter)
     return kind
