@@ -109,18 +109,19 @@ class LoopHomes(LoopRouter):
                 self._forget(home)
 
     def _forget(self, home: LoopHome) -> None:
-        """End a home and its loop's hold on it."""
+        """End a home and its loop's hold on it, once however many threads come to do so."""
         with self._guard:
-            for number, reference in list(self._homes.items()):
-                if reference() is home:
-                    del self._homes[number]
+            numbers = [number for number, held in self._homes.items() if held() is home]
+            for number in numbers:
+                del self._homes[number]
             if home in self._unattached:
                 self._unattached.remove(home)
             self._reroute()
-        loop = home.loop()
-        if loop is not None and getattr(loop, self._attribute, None) is home:
-            delattr(loop, self._attribute)
-        home.end()
+        if numbers:
+            loop = home.loop()
+            if loop is not None and getattr(loop, self._attribute, None) is home:
+                delattr(loop, self._attribute)
+            home.end()
 
     def _reroute(self) -> None:
         """Under the guard."""

@@ -99,6 +99,15 @@ def test_two_open_loops_in_turns_in_one_thread(resolver, connector):
     assert resolver.stats().clients == 0
 
 
+def test_a_closed_loop_is_forgotten_once_by_however_many_threads(resolver, connector):
+    for count in range(1, 31):
+        run(twice(resolver))
+        seen = run_concurrently([resolver.stats, resolver.urls, lambda: resolver._expire(0)] * 2)
+        assert seen[1] == []
+        stats = resolver.stats()
+        assert (stats.hits, stats.connects, stats.invalidated) == (count, count, count)
+
+
 def test_a_closed_loops_clients_go_when_another_loop_connects(resolver, connector, no_gc):
     loop = asyncio.new_event_loop()
     loop.run_until_complete(twice(resolver))
