@@ -1,7 +1,7 @@
-"""Builds the one extension. Everything else about the package is in pyproject.toml.
+"""Builds the extensions. Everything else about the package is in pyproject.toml.
 
 Environment:
-    RESOLVER_NO_EXTENSIONS=1  build without it; the Python twin takes its place
+    RESOLVER_NO_EXTENSIONS=1  build without them; their Python twins take their place
     DEBUG_BUILD=1             no optimisation, full debug information
     SANITIZE=1                AddressSanitizer and UndefinedBehaviorSanitizer
 """
@@ -25,6 +25,11 @@ DIRECTIVES = {
     "freethreading_compatible": True,
 }
 
+HEADERS = {  # of each extension, whose source lies where its name says
+    "resolver._cache": "resolver/_platform.h",
+    "resolver.aio._hits": "resolver/aio/_hits.h",
+}
+
 flags = ["-std=c11", "-Wall", "-Wextra", "-Wno-unused-parameter"]
 link_flags = []
 if wanted("DEBUG_BUILD"):
@@ -36,25 +41,26 @@ if wanted("SANITIZE"):
 
 extensions = []
 if sys.platform == "win32" and not wanted("RESOLVER_NO_EXTENSIONS"):
-    sys.exit("the extension needs POSIX threads; set RESOLVER_NO_EXTENSIONS=1 on Windows")
+    sys.exit("the extensions need POSIX threads; set RESOLVER_NO_EXTENSIONS=1 on Windows")
 if not wanted("RESOLVER_NO_EXTENSIONS"):
     from Cython.Build import cythonize
 
     extensions = cythonize(
         [
             Extension(
-                "resolver._cache",
-                ["resolver/_cache.pyx"],
-                depends=["resolver/_platform.h"],
+                name,
+                [f"{name.replace('.', '/')}.pyx"],
+                depends=[header],
                 extra_compile_args=flags,
                 extra_link_args=link_flags,
             )
+            for name, header in HEADERS.items()
         ],
         compiler_directives=DIRECTIVES,
         # Which sanitizers or debug flags an object was built with is not in its name.
         force=wanted("DEBUG_BUILD") or wanted("SANITIZE"),
     )
 else:
-    print("resolver: building without the extension, as asked", file=sys.stderr)
+    print("resolver: building without the extensions, as asked", file=sys.stderr)
 
 setup(ext_modules=extensions)

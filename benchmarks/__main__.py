@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import hits, lanes, scaling, scenarios
+from . import bench_aio, hits, lanes, scaling, scenarios
 from .measure import gil_enabled, heading
 from .peers import CACHEBOX, CACHETOOLS, DICT, LRU_CACHE, RESOLVER
 
@@ -63,6 +63,15 @@ def hit_rows() -> list[Row]:
             compared = f"it / resolver: {over_ours:.1f}x"
             rows.append(Row(what, measured, compared, over_ours, at_least=at_least.get(name)))
     return rows
+
+
+def awaited_rows() -> list[Row]:
+    """A hit in asyncio."""
+    ratio = bench_aio.measure()
+    compared = "it / await a coroutine that returns dict[url]"
+    return [
+        Row("an awaited hit", f"{ratio:.2f}x", compared, ratio, at_most=bench_aio.AT_MOST),
+    ]
 
 
 def request_rows() -> list[Row]:
@@ -151,6 +160,7 @@ def main() -> int:
     elsewhere = parser.parse_args().free_threaded
     parts: dict[str, Callable[[], list[Row]]] = {
         "hits": hit_rows,
+        "awaited hits": awaited_rows,
         "requests": request_rows,
         "cold starts": cold_rows,
         "memory": memory_rows,

@@ -440,7 +440,11 @@ class ClientCache:
 
     def _release(self, gone: list[_Entry]) -> None:
         """Hands the clients of unlinked entries to `_discard`."""
-        clients = [entry.client for entry in gone if entry.client is not None]
+        clients = []
+        for entry in gone:
+            if entry.client is not None:
+                clients.append(entry.client)
+                entry.client = None  # or a caller's frame would hold it beyond `_discard`
         gone.clear()
         if clients:
             self._discard(clients)

@@ -69,6 +69,15 @@ def test_a_forked_child_refuses_frees_nothing_and_ends(implementation, case, rep
     assert lines == [f"child: {reported}", "status: 0"]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize(
+    "case",
+    ["inside_a_running_loop", "with_a_loop_of_its_own", "dropped_in_the_child", "never_used"],
+)
+def test_a_forked_child_of_an_asyncio_program_refuses_and_frees_nothing(implementation, case):
+    assert run("aio_fork.py", implementation, case) == "ok\n"
+
+
 @pytest.mark.parametrize("case", ["live", "late", "default", "cycle", "connecting", "disposing"])
 def test_the_interpreter_ends_cleanly_with_clients(implementation, case):
     assert run("shutdown.py", implementation, case) == "main ends\n"

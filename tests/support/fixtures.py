@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import implementations
+from tests.support import aio, implementations
 
 
 @pytest.fixture(params=list(implementations.MODULES))
@@ -28,6 +28,12 @@ def cache_type(implementation: str) -> type[Any]:
 def resolver_type(implementation: str) -> type[Any]:
     """DefaultChannelResolver on each implementation in turn."""
     return implementations.resolver_type(implementation)
+
+
+@pytest.fixture
+def aio_resolver_type(implementation: str) -> type[Any]:
+    """resolver.aio.DefaultChannelResolver on each implementation in turn."""
+    return aio.aio_resolver_type(implementation)
 
 
 @pytest.fixture

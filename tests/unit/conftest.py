@@ -1,5 +1,5 @@
 """Shared by the unit tests."""
 
-from tests.support.fixtures import cache_type, implementation, new_cache, no_gc
+from tests.support.fixtures import aio_resolver_type, cache_type, implementation, new_cache, no_gc
 
-__all__ = ["cache_type", "implementation", "new_cache", "no_gc"]
+__all__ = ["aio_resolver_type", "cache_type", "implementation", "new_cache", "no_gc"]

@@ -20,6 +20,7 @@ LAYERS = (  # from the top; a module imports only from layers below its own
     ("resolver.cli",),
     ("resolver.distributed",),
     ("resolver.testing",),
+    ("resolver.aio",),
     ("resolver",),
     ("resolver.layers",),
     ("resolver._resolver",),
@@ -37,7 +38,7 @@ LAYERS = (  # from the top; a module imports only from layers below its own
     ("resolver._urls",),
     ("resolver._errors",),
 )
-SUBPACKAGES = ("resolver.distributed", "resolver.layers", "resolver.testing")
+SUBPACKAGES = ("resolver.aio", "resolver.distributed", "resolver.layers", "resolver.testing")
 
 
 def sources() -> dict[str, str]:
@@ -90,7 +91,7 @@ def layer(name: str) -> int:
 
 
 def upward(modules: dict[str, str]) -> list[str]:
-    known = {*modules, "resolver._cache"}
+    known = {*modules, "resolver._cache", "resolver.aio._hits"}
     found = []
     for name, source in modules.items():
         for target in imported(name, source, known):

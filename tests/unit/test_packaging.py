@@ -84,6 +84,9 @@ def test_the_sdist_can_build_and_holds_nothing_built(tree):
         "resolver/_cache.pyi",
         "resolver/_cache_py.py",
         "resolver/_platform.h",
+        "resolver/aio/_hits.h",
+        "resolver/aio/_hits.pyi",
+        "resolver/aio/_hits.pyx",
         "resolver/py.typed",
         "resolver/testing/__init__.py",
     }

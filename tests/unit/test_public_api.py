@@ -9,6 +9,7 @@ import types
 import pytest
 
 import resolver
+import resolver.aio
 
 PROMISED = {
     "ChannelResolver",
@@ -27,7 +28,7 @@ PROMISED = {
     "WorkerConnectTimeoutError",
     "default_channel_resolver",
 }
-MODULES = ["resolver", "resolver.layers", "resolver.testing"]
+MODULES = ["resolver", "resolver.aio", "resolver.layers", "resolver.testing"]
 
 
 def public(thing: object) -> set[str]:
@@ -55,12 +56,19 @@ def test_a_public_name_is_documented(name):
     assert inspect.getdoc(getattr(resolver, name))
 
 
-@pytest.mark.parametrize("name", sorted(public(resolver.DefaultChannelResolver)))
-def test_a_public_method_is_documented(name):
-    member = inspect.getattr_static(resolver.DefaultChannelResolver, name)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        pytest.param(kind, name, id=f"{kind.__module__}:{name}")
+        for kind in (resolver.DefaultChannelResolver, resolver.aio.DefaultChannelResolver)
+        for name in sorted(public(kind))
+    ],
+)
+def test_a_public_method_is_documented(kind, name):
+    member = inspect.getattr_static(kind, name)
     if isinstance(member, types.MemberDescriptorType):
         # An option: the class's own docstring explains it.
-        assert name in inspect.getdoc(resolver.DefaultChannelResolver)
+        assert name in inspect.getdoc(kind)
     else:
         assert inspect.getdoc(member)
 
@@ -71,6 +79,21 @@ def test_the_promised_members_are_there():
         "__contains__", "__enter__", "__exit__", "__len__",
     }  # fmt: skip
     assert members <= set(dir(resolver.DefaultChannelResolver))
+    of_asyncio = {"aclose", "__aenter__", "__aexit__"}
+    members = members - {"__enter__", "__exit__"} | of_asyncio
+    assert members <= set(dir(resolver.aio.DefaultChannelResolver))
+
+
+def test_both_resolvers_have_the_same_options():
+    blocking, asyncio = (
+        {
+            name: option.default
+            for name, option in inspect.signature(kind).parameters.items()
+            if name != "connector"
+        }
+        for kind in (resolver.DefaultChannelResolver, resolver.aio.DefaultChannelResolver)
+    )
+    assert asyncio == blocking
 
 
 def test_the_stats_are_those_promised():

@@ -1,0 +1,59 @@
+"""One connect that any number of tasks of one event loop wait for.
+
+Knows nothing of caches, URLs or Flight. The cache holds it as an opaque object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from resolver._single_flight import _without_traceback
+
+
+class PendingConnect:
+    """The shared outcome of one connect: a client or an error; the first one counts.
+
+    ``task`` is the task that connects, while it does. It belongs to nobody who waits, so
+    cancelling one of these cancels neither it nor the others. For one loop's thread only,
+    but for `fail_from_anywhere`.
+    """
+
+    __slots__ = ("_loop", "_outcome", "task")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self._loop = loop
+        self._outcome: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the outcome is known."""
+        return self._outcome.done()
+
+    async def wait(self) -> Any:
+        """The client, once there is one. Raises the error as an exception of the caller's own."""
+        client, error = await asyncio.shield(self._outcome)
+        if error is None:
+            return client
+        try:
+            raise _without_traceback(error)
+        finally:
+            del error  # or the traceback and this frame form a cycle
+
+    def succeed(self, client: Any) -> None:
+        """The connect gave `client`."""
+        if not self._outcome.done():
+            self._outcome.set_result((client, None))
+
+    def fail(self, error: BaseException) -> None:
+        """The connect failed with `error`; each waiter raises a copy of it."""
+        # As a result, not as the future's exception: nobody need be left to retrieve it.
+        if not self._outcome.done():
+            self._outcome.set_result((None, _without_traceback(error)))
+
+    def fail_from_anywhere(self, error: BaseException) -> None:
+        """`fail`, soon, on the loop's own thread. Thread-safe."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there
+            self._loop.call_soon_threadsafe(self.fail, error)
