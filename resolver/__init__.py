@@ -9,6 +9,7 @@ from ._errors import (
     WorkerConnectTimeoutError,
 )
 from ._flight import Connector, FlightConnector
+from ._read import FlightBatches, read, read_batches
 from ._resolver import (
     ChannelResolver,
     DefaultChannelResolver,
@@ -22,6 +23,7 @@ __all__ = [
     "ChannelResolver",
     "Connector",
     "DefaultChannelResolver",
+    "FlightBatches",
     "FlightConnector",
     "ForkedProcessError",
     "InvalidWorkerUrlError",
@@ -31,4 +33,6 @@ __all__ = [
     "WorkerConnectError",
     "WorkerConnectTimeoutError",
     "default_channel_resolver",
+    "read",
+    "read_batches",
 ]

@@ -14,6 +14,7 @@ PROMISED = {
     "ChannelResolver",
     "Connector",
     "DefaultChannelResolver",
+    "FlightBatches",
     "FlightConnector",
     "ForkedProcessError",
     "InvalidWorkerUrlError",
@@ -23,6 +24,8 @@ PROMISED = {
     "WorkerConnectError",
     "WorkerConnectTimeoutError",
     "default_channel_resolver",
+    "read",
+    "read_batches",
 }
 MODULES = ["resolver", "resolver.testing"]
 
