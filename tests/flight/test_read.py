@@ -201,11 +201,12 @@ def test_a_lost_connection_costs_that_very_client(channels):
         assert server.tickets == [b"0"]  # after a first batch, no other location
 
 
-def test_a_server_that_says_no_is_followed_by_the_next(server, channels):
+@pytest.mark.parametrize("error", [flight.FlightServerError, flight.FlightUnavailableError])
+def test_a_server_that_says_no_is_followed_by_the_next(server, channels, error):
     with EndpointServer() as other:
 
         def refuse():
-            raise flight.FlightServerError("no such ticket here")
+            raise error("no such ticket here")
 
         other.streams = {0: refuse}
         info = make_info([endpoint(b"0", other.url, server.url)])
