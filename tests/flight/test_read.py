@@ -201,6 +201,30 @@ def test_a_lost_connection_costs_that_very_client(channels):
         assert server.tickets == [b"0"]  # after a first batch, no other location
 
 
+def test_a_late_failure_keeps_the_replacement(channels):
+    with EndpointServer() as server, FaultyProxy(server.port) as proxy:
+        server.batches = 1_000_000
+        batches = resolver.read_batches(make_info(endpoints_at(1, proxy.url)), channels)
+        next(batches)
+        channels.invalidate(proxy.url)
+        replacement = channels.get_flight_client_for_url(proxy.url)
+        proxy.drop_connections()
+        with pytest.raises(flight.FlightUnavailableError):
+            list(batches)
+        assert channels.get_flight_client_for_url(proxy.url) is replacement
+
+
+def test_dropped_batches_end_the_fetching(server, channels):
+    server.batches = 1_000_000
+    batches = resolver.read_batches(make_info(endpoints_at(2, server.url)), channels)
+    next(batches)
+    assert fetching()
+    del batches
+    gc.collect()
+    wait_until(lambda: not fetching())
+    wait_until(lambda: server.active == 0)
+
+
 @pytest.mark.parametrize("error", [flight.FlightServerError, flight.FlightUnavailableError])
 def test_a_server_that_says_no_is_followed_by_the_next(server, channels, error):
     with EndpointServer() as other:
@@ -359,6 +383,7 @@ def test_closing_wakes_a_reader_that_waits(server, channels):
         reading = Background(lambda: list(batches))
         batches.close()
         assert reading.result() == []
+        wait_until(lambda: not fetching())  # though the server says nothing still
     finally:
         go_on.set()
 
