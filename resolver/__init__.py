@@ -10,6 +10,7 @@ from ._errors import (
 )
 from ._flight import Connector, FlightConnector
 from ._presets import Keepalive, LoadBalancing, Retry
+from ._read import FlightBatches, read, read_batches
 from ._resolver import (
     ChannelResolver,
     DefaultChannelResolver,
@@ -23,6 +24,7 @@ __all__ = [
     "ChannelResolver",
     "Connector",
     "DefaultChannelResolver",
+    "FlightBatches",
     "FlightConnector",
     "ForkedProcessError",
     "InvalidWorkerUrlError",
@@ -35,4 +37,6 @@ __all__ = [
     "WorkerConnectError",
     "WorkerConnectTimeoutError",
     "default_channel_resolver",
+    "read",
+    "read_batches",
 ]

@@ -15,6 +15,7 @@ PROMISED = {
     "ChannelResolver",
     "Connector",
     "DefaultChannelResolver",
+    "FlightBatches",
     "FlightConnector",
     "ForkedProcessError",
     "InvalidWorkerUrlError",
@@ -27,6 +28,8 @@ PROMISED = {
     "WorkerConnectError",
     "WorkerConnectTimeoutError",
     "default_channel_resolver",
+    "read",
+    "read_batches",
 }
 MODULES = ["resolver", "resolver.aio", "resolver.layers", "resolver.testing"]
 

@@ -1,0 +1,333 @@
+"""Reading a `FlightInfo`: every endpoint, in parallel, each from a location that answers.
+
+`read` gives a `pyarrow.RecordBatchReader`, `read_batches` the iterator beneath it. Here are
+the calls to servers; what to decide about an endpoint is in `_endpoints.py`, threads and
+bounds are in `_fetch.py`. Nothing is cached here and no client is ever closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import pyarrow as pa
+from pyarrow import flight
+
+from ._endpoints import (
+    Place,
+    SchemaMismatchError,
+    check_schema,
+    described,
+    endpoint_name,
+    has_expired,
+    in_order_of_trial,
+    is_connection_failure,
+    most_telling,
+    places_of,
+    renewal_of,
+    renewed_endpoint,
+)
+from ._errors import ResolverError
+from ._fetch import Fetch
+from ._resolver import default_channel_resolver
+from ._urls import parse_worker_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ._resolver import ChannelResolver
+
+_CALL_ERRORS: Final = (flight.FlightError, pa.ArrowException, OSError, ResolverError)
+_MAX_COUNT: Final = 10_000
+
+
+def read(
+    info: flight.FlightInfo | flight.FlightDescriptor,
+    resolver: ChannelResolver | None = None,
+    *,
+    url: Any = None,
+    concurrency: int = 8,
+    prefetch: int = 8,
+    timeout: float | None = None,
+    allow: Callable[[str], bool] | None = None,
+) -> pa.RecordBatchReader:
+    """Read all endpoints of `info` in parallel, as one `pyarrow.RecordBatchReader`.
+
+    ``info``
+        A `FlightInfo`, or a `FlightDescriptor` for which ``url`` is asked.
+    ``resolver``
+        Gives the client of each location; `default_channel_resolver()` when it is None.
+    ``url``
+        The worker that the info came from: asked for a descriptor's info, for endpoints
+        without locations or with ``arrow-flight-reuse-connection://?``, and for renewals.
+    ``concurrency``
+        Endpoints fetched at a time, each on a thread.
+    ``prefetch``
+        Batches that may wait for the reader. In all, at most ``prefetch + concurrency + 1``
+        are in memory, whatever the result's size; beyond that servers are made to wait.
+    ``timeout``
+        Seconds that one call may take, a `do_get` from its start to its last batch, so a
+        slow reader needs a long one; None: no limit.
+    ``allow``
+        Called with the canonical URL of each location, on a fetching thread; those for
+        which it returns false are not used. Locations are what a *server* wrote, and the
+        connector sends its headers and tokens to them: give this where you do not trust
+        every server with the addresses of the others.
+
+    Batches come in the order of the endpoints when the info is ordered, else as they
+    arrive. Application metadata is dropped. Nothing is fetched before the first batch is
+    asked for, except when the info has no schema.
+
+    Closing the reader, dropping it, or an error cancels every stream; a thread that waits
+    for a server's very first word ends with the call, at the latest after ``timeout``.
+
+    Raises what getting the info raises; TypeError and ValueError for arguments that make no
+    sense. While reading, a failure is an OSError, or an ArrowInvalid (ValueError) for a
+    schema that differs: pyarrow hands on the words of an error but not its class. Use
+    `read_batches` where the class matters. The reader is for one thread at a time.
+    """
+    batches = read_batches(
+        info,
+        resolver,
+        url=url,
+        concurrency=concurrency,
+        prefetch=prefetch,
+        timeout=timeout,
+        allow=allow,
+    )
+    # Closing a reader made of an iterator does nothing; one made of a C stream lets go of
+    # the stream, and with it of the iterator.
+    inner = pa.RecordBatchReader.from_batches(batches.schema, _in_words(batches))
+    return pa.RecordBatchReader.from_stream(inner)
+
+
+def read_batches(
+    info: flight.FlightInfo | flight.FlightDescriptor,
+    resolver: ChannelResolver | None = None,
+    *,
+    url: Any = None,
+    concurrency: int = 8,
+    prefetch: int = 8,
+    timeout: float | None = None,
+    allow: Callable[[str], bool] | None = None,
+) -> FlightBatches:
+    """Like `read`, as an iterator of `pyarrow.RecordBatch` that raises errors as they are.
+
+    While reading, that is what the server's Flight client raised (`FlightError`),
+    `WorkerConnectError` for a location that cannot be reached, ResolverError for an endpoint
+    without a usable location, or its subclass (a ValueError) for a schema that differs.
+    Notes on the exception name the endpoint and what its other locations said.
+    """
+    _check_count("concurrency", concurrency)
+    _check_count("prefetch", prefetch)
+    _check_timeout(timeout)
+    if allow is not None and not callable(allow):
+        raise TypeError("allow is a function from a URL to a bool")
+    if resolver is None:
+        resolver = default_channel_resolver()
+    calls = _Calls(resolver, None if url is None else parse_worker_url(url).key, timeout, allow)
+    if isinstance(info, flight.FlightDescriptor):
+        info = calls.get_info(info)
+    elif not isinstance(info, flight.FlightInfo):
+        raise TypeError(f"read takes a FlightInfo or a FlightDescriptor, not {type(info).__name__}")
+    calls.endpoints = list(info.endpoints)
+    calls.schema = info.schema
+    fetch = Fetch(
+        calls.fetch_endpoint,
+        len(calls.endpoints),
+        ordered=bool(info.ordered),
+        concurrency=concurrency,
+        prefetch=prefetch,
+    )
+    return FlightBatches(info, fetch)
+
+
+class FlightBatches:
+    """The batches of a `FlightInfo`, as `read_batches` fetches them.
+
+    An iterator and a context manager, for one thread at a time; `close` is for any thread.
+    Dropping it closes it.
+    """
+
+    def __init__(self, info: flight.FlightInfo, fetch: Fetch) -> None:
+        self._info = info
+        self._fetch = fetch
+        # Also run before the interpreter ends, while its threads can still hear of it.
+        self._closing = weakref.finalize(self, fetch.stop)
+
+    @property
+    def info(self) -> flight.FlightInfo:
+        """What is read: the info given, or the one that the server gave."""
+        return self._info
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The info's schema; where it has none, that of the endpoint that answers first."""
+        schema = self._info.schema
+        if schema is None:
+            schema = self._fetch.schema()
+        if schema is None:
+            raise ResolverError("The FlightInfo has neither a schema nor an endpoint to ask for it")
+        return schema
+
+    @property
+    def peak_waiting(self) -> int:
+        """The most batches that ever waited for the reader at once."""
+        return self._fetch.peak
+
+    def close(self) -> None:
+        """Cancel every stream and end the iteration; idempotent. Waits for nothing."""
+        self._closing()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> pa.RecordBatch:
+        try:
+            batch = self._fetch.take()
+        except BaseException:
+            self.close()
+            raise
+        if batch is None:
+            raise StopIteration
+        return batch
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+
+class _Calls:
+    """The calls that reading takes; shared by the fetching threads."""
+
+    def __init__(
+        self,
+        resolver: ChannelResolver,
+        origin: str | None,
+        timeout: float | None,
+        allow: Callable[[str], bool] | None,
+    ) -> None:
+        self.endpoints: list[flight.FlightEndpoint] = []
+        self.schema: pa.Schema | None = None
+        self._resolver = resolver
+        self._origin = origin
+        self._timeout = timeout
+        self._allow = allow
+        # A location that failed once is the last to be tried for the endpoints that follow.
+        # (One in the resolver's own failure memory is refused there at no cost.)
+        self._failed: set[Place] = set()
+
+    def get_info(self, descriptor: flight.FlightDescriptor) -> flight.FlightInfo:
+        if self._origin is None:
+            raise TypeError("to read a descriptor, pass the url= of the worker to ask")
+        client = self._client(None)
+        with self._invalidating(None, client):
+            return client.get_flight_info(descriptor, self._options())
+
+    def fetch_endpoint(self, index: int, fetch: Fetch) -> None:
+        """Read one endpoint from the first of its locations that answers."""
+        name = endpoint_name(index, len(self.endpoints))
+        endpoint, remark = self._renewed(self.endpoints[index])
+        places = places_of(endpoint, name=name, origin=self._origin, allow=self._allow)
+        errors: list[Exception] = []
+        for place in in_order_of_trial(places, self._failed):
+            fetch.check_running()
+            begun = False
+            try:
+                client = self._client(place)
+                with self._invalidating(place, client):
+                    stream = client.do_get(endpoint.ticket, self._options())
+                    with fetch.opened(stream):
+                        self._check_schema(stream.schema, fetch, name, place)
+                        for batch in _batches(stream):
+                            begun = True
+                            fetch.put(index, batch)
+                return  # noqa: TRY300 -- read to its end
+            except _CALL_ERRORS as error:
+                self._failed.add(place)
+                error.add_note(f"{name}, from {self._shown(place)}{remark}")
+                # After the first batch, another location would give some rows twice.
+                if begun or isinstance(error, SchemaMismatchError):
+                    raise
+                errors.append(error)
+        try:
+            raise most_telling(errors)
+        finally:
+            errors.clear()  # or it, the tracebacks and this frame form a cycle
+
+    def _renewed(self, endpoint: flight.FlightEndpoint) -> tuple[flight.FlightEndpoint, str]:
+        """The endpoint to read, and what to say of it should that fail."""
+        if not has_expired(endpoint, time.time_ns()):
+            return endpoint, ""
+        if self._origin is None:
+            return endpoint, "; it has expired, and without url= nobody can be asked to renew it"
+        try:
+            client = self._client(None)
+            with self._invalidating(None, client):
+                results = client.do_action(renewal_of(endpoint), self._options())
+                return renewed_endpoint(results), ""
+        except _CALL_ERRORS as error:
+            # A server need not renew, and may serve what it called expired.
+            return endpoint, f"; it has expired and was not renewed ({described(error)})"
+
+    def _check_schema(self, actual: pa.Schema, fetch: Fetch, name: str, place: Place) -> None:
+        expected = fetch.agree(actual) if self.schema is None else self.schema
+        check_schema(expected, actual, name=name, url=self._shown(place))
+
+    def _client(self, place: Place) -> Any:
+        return self._resolver.get_flight_client_for_url(self._shown(place))
+
+    def _shown(self, place: Place) -> str:
+        return place if place is not None else self._origin or ""
+
+    def _options(self) -> flight.FlightCallOptions:
+        return flight.FlightCallOptions(timeout=self._timeout)
+
+    @contextlib.contextmanager
+    def _invalidating(self, place: Place, client: Any) -> Iterator[None]:
+        """Have the resolver forget this very client should its connection fail."""
+        try:
+            yield
+        except flight.FlightUnavailableError as error:
+            invalidate = getattr(self._resolver, "invalidate", None)
+            if is_connection_failure(error) and invalidate is not None:
+                with contextlib.suppress(ResolverError):  # closed meanwhile
+                    invalidate(self._shown(place), client)
+            raise
+
+
+def _batches(stream: flight.FlightStreamReader) -> Iterator[pa.RecordBatch]:
+    for chunk in stream:
+        if chunk.data is not None:  # else it is metadata alone
+            yield chunk.data
+
+
+def _in_words(batches: FlightBatches) -> Iterator[pa.RecordBatch]:
+    """`batches`, with errors that keep their meaning where only a message is handed on."""
+    with batches:
+        try:
+            yield from batches
+        except ValueError as error:
+            raise ValueError(described(error)) from error
+        except Exception as error:
+            raise OSError(described(error)) from error
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number, not {type(value).__name__}")
+    if not 1 <= value <= _MAX_COUNT:
+        raise ValueError(f"{name} is from 1 to {_MAX_COUNT}, not {value!r}")
+
+
+def _check_timeout(value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"timeout is a number of seconds or None, not {type(value).__name__}")
+    if not value > 0:
+        raise ValueError("timeout is more than 0 seconds; None means no limit")
