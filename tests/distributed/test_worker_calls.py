@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import types
 
@@ -293,3 +294,22 @@ def test_a_full_exchange_is_told_and_emptied(tmp_path, planning):
         held = json.loads(act(client, WORKER_INFO))["exchange_bytes"]
         files = server._exchange.path.rglob("*.arrow")
         assert 0 < held == sum(path.stat().st_size for path in files)
+
+
+def test_a_worker_with_too_many_waiting_tasks_sends_them_elsewhere(tmp_path, planning, monkeypatch):
+    worker = Worker().with_slots(1)
+    with (
+        worker.into_flight_server(exchange_dir=tmp_path) as server,
+        flight.connect(server.location) as client,
+    ):
+        monkeypatch.setattr(server._pool, "_max_queued", 1)
+        start = functools.partial(request, planning, ENDLESS, wait=0.0)
+        act(client, EXECUTE_TASK, start(OutputKey(QUERY, 1, 0, 0)).to_bytes())
+        eventually(lambda: json.loads(act(client, WORKER_INFO))["queued"] == 0)
+        act(client, EXECUTE_TASK, start(OutputKey(QUERY, 1, 1, 0)).to_bytes())
+        with pytest.raises(flight.FlightUnavailableError, match="another one, or later"):
+            act(client, EXECUTE_TASK, start(OutputKey(QUERY, 1, 2, 0)).to_bytes())
+        act(client, RELEASE_QUERY, QUERY.encode())
+        eventually(lambda: json.loads(act(client, WORKER_INFO))["running"] == 0)
+        later = OutputKey("f" * 32, 1, 0, 0)
+        assert execute(client, request(planning, SOME, later)).partitions
