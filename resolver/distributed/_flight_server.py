@@ -24,7 +24,7 @@ from ._listen import CALL_MIDDLEWARE, CallHeaders
 from ._partition import PIECE_BYTES, StoredPartition, ipc_options, read, stored_schema
 from ._settings import EXECUTION, check_travelled
 from ._task import InvalidPlanError, run_task
-from ._task_pool import TaskCancelledError, TaskPool
+from ._task_pool import TaskCancelledError, TaskPool, TaskPoolFullError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -310,6 +310,10 @@ def _answering() -> Iterator[None]:
         raise pa.ArrowKeyError("this worker does not hold that output") from None
     except (QueryReleasedError, TaskCancelledError) as error:
         raise flight.FlightCancelledError(str(error)) from None
+    except TaskPoolFullError as error:
+        raise flight.FlightUnavailableError(
+            f"this worker takes no more tasks now: {error}; run it on another one, or later"
+        ) from None
     except BaseException as error:  # noqa: BLE001  # a Rust panic is one
         _fail(error)
 

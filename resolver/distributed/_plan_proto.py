@@ -174,6 +174,8 @@ _FILTERING: Final = frozenset(
     if any(name == "dynamic_filter" for name, _, _, _ in _MESSAGES[message])
 )
 
+_JOINS: Final = frozenset({"cross_join", "hash_join", "nested_loop_join"})
+
 
 class AggregateMode(enum.IntEnum):
     """How an aggregation is split over partitions, as DataFusion numbers it."""
@@ -595,6 +597,26 @@ class PlanNode:
         return self.replaced(
             lambda node: node.with_files([[]] * node.file_groups) if node.is_scan else None
         )
+
+    def cooperating(self) -> PlanNode:
+        """The plan with every join giving way to others now and then.
+
+        DataFusion has only its leaves do so. A join that makes millions of rows of one
+        batch holds its thread meanwhile, and cannot be stopped either.
+        """
+        if not self.children:
+            return self
+        node = self.over(*(child.cooperating() for child in self.children))
+        if self.kind not in _JOINS:
+            return node
+        message = _Message()
+        message.cooperative.input = node.to_bytes()
+        return PlanNode(message)
+
+    @property
+    def is_cooperating_join(self) -> bool:
+        """What ``cooperating()`` puts over a join."""
+        return self.kind == "cooperative" and self.children[0].kind in _JOINS
 
     def coalesced(self) -> PlanNode:
         """The plan's partitions brought into one."""

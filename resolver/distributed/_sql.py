@@ -7,6 +7,7 @@ is distributed, what a table is made of and how a result is written are other mo
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 __all__ = ["QueryError", "Request", "run"]
 
 _ONE_FILE: Final = ("parquet", "arrow")
+# Without a handler Python prints warnings to stderr. A worker that was lost is told by
+# the sentence of the error, or did not matter; a handler that somebody set still gets it.
+_UNSHOWN: Final = logging.NullHandler()
 _NO_TABLE: Final = re.compile(r"table '(?:datafusion\.public\.)?([^']+)' not found")
 
 
@@ -74,6 +78,7 @@ def run(request: Request) -> None:
     Raises ``ValueError`` for a request that cannot be meant, ``QueryError`` for a
     statement that failed, ``ResolverError`` for workers that did not start.
     """
+    logging.getLogger("resolver").addHandler(_UNSHOWN)  # once, however often
     statements = split(request.query)
     if not statements:
         raise ValueError('there is no SQL to run; give it in quotes, such as "SELECT 1"')

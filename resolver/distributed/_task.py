@@ -118,7 +118,8 @@ def run_task(
         except InputLostError as error:
             lost = json.dumps({"lost": error.url}).encode()
             raise flight.FlightServerError(str(error), extra_info=lost) from error
-        plan = decode_plan(node.to_bytes(), context, allow_python_udfs=allow_python_udfs)
+        running = node.cooperating()
+        plan = decode_plan(running.to_bytes(), context, allow_python_udfs=allow_python_udfs)
         new_writer = functools.partial(_writer, exchange, request, directory)
         results = _run_partitions(plan, context, new_writer, check)
         schemas = [schema for _, schema in results if schema is not None]
@@ -131,7 +132,7 @@ def run_task(
         schema=schema.serialize().to_pybytes(),
         seconds=time.monotonic() - started,
         fetched_bytes=fetcher.fetched_bytes,
-        nodes=tuple(plan_metrics(plan)),
+        nodes=_metrics_of(running, plan),
         files=_contents(partitions),
         probed=not schemas,
     )
@@ -150,6 +151,16 @@ def plan_metrics(plan: datafusion.ExecutionPlan) -> Iterator[NodeMetrics]:
         )
     for child in plan.children():
         yield from plan_metrics(child)
+
+
+def _metrics_of(node: PlanNode, plan: datafusion.ExecutionPlan) -> tuple[NodeMetrics, ...]:
+    """Those of the nodes that the task was sent, without what was put over its joins."""
+    nodes, metrics = list(node.walk()), list(plan_metrics(plan))
+    if len(nodes) != len(metrics):
+        return tuple(metrics)
+    return tuple(
+        each for each, below in zip(metrics, nodes, strict=True) if not below.is_cooperating_join
+    )
 
 
 def _check_kinds(data: bytes) -> None:

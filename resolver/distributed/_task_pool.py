@@ -18,11 +18,22 @@ if TYPE_CHECKING:
 
     from ._wire import OutputKey
 
-__all__ = ["TaskCancelledError", "TaskPool"]
+__all__ = ["TaskCancelledError", "TaskPool", "TaskPoolFullError"]
 
 _CANCEL_POLL: Final = 0.1  # seconds between looks at whether a waiting caller is still there
 
+_MAX_QUEUED: Final = 1_024
+"""Tasks that may wait for a slot, each with the bytes of its plan.
+
+A query has at most as many here as it has stages; so many wait only when something is
+wrong, and then a refusal that says so is better than memory that runs out.
+"""
+
 _T = TypeVar("_T")
+
+
+class TaskPoolFullError(Exception):
+    """So many tasks wait already that one more should run elsewhere, or later."""
 
 
 class TaskCancelledError(Exception):
@@ -51,13 +62,15 @@ class _Task(Generic[_T]):
 class TaskPool(Generic[_T]):
     """At most ``slots`` tasks at once, the others queued in the order they came. Thread-safe.
 
-    The threads are daemons: an interpreter that exits does not wait for a task.
+    ``max_queued`` limits how many wait. The threads are daemons: an interpreter that exits
+    does not wait for a task.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, *, max_queued: int = _MAX_QUEUED) -> None:
         if slots < 1:
             raise ValueError(f"a pool of {slots} slots; it needs at least 1")
         self.slots: Final = slots
+        self._max_queued = max_queued
         self._lock = threading.Lock()
         self._queries: dict[str, dict[OutputKey, _Task[_T]]] = {}
         self._queue: OrderedDict[_Task[_T], None] = OrderedDict()
@@ -78,19 +91,21 @@ class TaskPool(Generic[_T]):
         """Run ``run(is_cancelled)`` as the task ``key``, now or when a slot is free.
 
         ``is_cancelled()`` tells the task, from any thread, that its result is not wanted
-        any more. Raises ``FileExistsError`` for a key that has been started before, and
-        ``TaskCancelledError`` after ``close()``.
+        any more. Raises ``FileExistsError`` for a key that has been started before,
+        ``TaskPoolFullError`` when no more may wait, and ``TaskCancelledError`` after
+        ``close()``.
         """
         task = _Task(run)
         with self._lock:
             if self._closed:
                 raise TaskCancelledError("the worker is shutting down")
-            tasks = self._queries.setdefault(key.query, {})
-            if key in tasks:
+            if key in self._queries.get(key.query, ()):
                 raise FileExistsError(f"{key} has been started already")
-            tasks[key] = task
-            self._queue[task] = None
             has_slot = self._running < self.slots
+            if not has_slot and len(self._queue) >= self._max_queued:
+                raise TaskPoolFullError(f"{len(self._queue):,} tasks wait here already")
+            self._queries.setdefault(key.query, {})[key] = task
+            self._queue[task] = None
             self._running += has_slot
         if has_slot:
             try:

@@ -541,6 +541,24 @@ def command(*arguments):
     return [sys.executable, "-m", "resolver", "sql", *arguments]
 
 
+@pytest.mark.parametrize("urls", ["http://127.0.0.1:1", "http://127.0.0.1:1,http://127.0.0.1:2"])
+def test_workers_that_are_gone_take_one_line_of_stderr(people, urls):
+    """No line of a log above it: the sentence says it all."""
+    query = "SELECT id, count(*) AS n FROM people GROUP BY id"
+    done = subprocess.run(
+        command("--workers", urls, "--table", people, query),
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("resolver: ")
+    for url in urls.split(","):
+        assert url in line
+
+
 SLOW = (
     "SELECT sum(sin(a.l_extendedprice * b.l_extendedprice)) AS n "
     "FROM lineitem a JOIN lineitem b ON a.l_linenumber <> b.l_linenumber"

@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 
-from resolver.distributed._task_pool import TaskCancelledError, TaskPool
+from resolver.distributed._task_pool import TaskCancelledError, TaskPool, TaskPoolFullError
 from resolver.distributed._wire import OutputKey
 from tests.support.distributed import eventually
 from tests.support.threads import run_concurrently
@@ -115,6 +115,29 @@ def test_no_more_tasks_run_than_there_are_slots_and_the_rest_keep_their_order(po
     assert sorted(order[:2]) == [0, 1]
     assert sorted(order) == list(range(6))
     assert [max(order[:n]) for n in (4, 6)] == [3, 5]
+
+
+def test_only_so_many_tasks_wait():
+    """One more is refused and leaves nothing; it may come again once another has gone."""
+    pool = TaskPool(1, max_queued=2)
+    other = "f" * 32
+    try:
+        pool.start(key(0), until_cancelled)
+        eventually(lambda: pool.queued == 0)
+        for number in (1, 2):
+            pool.start(key(number), lambda _: b"report")
+        with pytest.raises(TaskPoolFullError, match="2 tasks wait"):
+            pool.start(key(0, other), lambda _: b"other")
+        with pytest.raises(KeyError):
+            pool.wait(key(0, other), 0)
+        with pytest.raises(FileExistsError):
+            pool.start(key(2), lambda _: b"replayed")
+        pool.release(QUERY)
+        eventually(lambda: pool.running == 0)
+        pool.start(key(0, other), lambda _: b"other")
+        assert pool.wait(key(0, other), 10) == b"other"
+    finally:
+        pool.close()
 
 
 def test_a_caller_that_goes_away_cancels_the_task(pool):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import types
 
@@ -20,6 +21,7 @@ from resolver.distributed import (
     _flight_server,
 )
 from resolver.distributed._calls import worker_info
+from resolver.distributed._plan_proto import PlanNode
 from resolver.distributed._wire import (
     AWAIT_TASK,
     EXECUTE_TASK,
@@ -293,3 +295,42 @@ def test_a_full_exchange_is_told_and_emptied(tmp_path, planning):
         held = json.loads(act(client, WORKER_INFO))["exchange_bytes"]
         files = server._exchange.path.rglob("*.arrow")
         assert 0 < held == sum(path.stat().st_size for path in files)
+
+
+def test_a_worker_with_too_many_waiting_tasks_sends_them_elsewhere(tmp_path, planning, monkeypatch):
+    worker = Worker().with_slots(1)
+    with (
+        worker.into_flight_server(exchange_dir=tmp_path) as server,
+        flight.connect(server.location) as client,
+    ):
+        monkeypatch.setattr(server._pool, "_max_queued", 1)
+        start = functools.partial(request, planning, ENDLESS, wait=0.0)
+        act(client, EXECUTE_TASK, start(OutputKey(QUERY, 1, 0, 0)).to_bytes())
+        eventually(lambda: json.loads(act(client, WORKER_INFO))["queued"] == 0)
+        act(client, EXECUTE_TASK, start(OutputKey(QUERY, 1, 1, 0)).to_bytes())
+        with pytest.raises(flight.FlightUnavailableError, match="another one, or later"):
+            act(client, EXECUTE_TASK, start(OutputKey(QUERY, 1, 2, 0)).to_bytes())
+        act(client, RELEASE_QUERY, QUERY.encode())
+        eventually(lambda: json.loads(act(client, WORKER_INFO))["running"] == 0)
+        later = OutputKey("f" * 32, 1, 0, 0)
+        assert execute(client, request(planning, SOME, later)).partitions
+
+
+def test_a_task_that_was_stopped_gives_its_threads_back(client, planning):
+    """A join that makes rows without end of one batch, and a sum that never gives any."""
+    endless = (
+        "SELECT sum(sin(a.l_tax * b.l_tax * c.l_tax)) AS n FROM lineitem a, lineitem b, lineitem c"
+    )
+    for number in range(2):
+        key = OutputKey(f"{number:032x}", 1, 0, 0)
+        act(client, EXECUTE_TASK, request(planning, endless, key, wait=0.3).to_bytes())
+        act(client, RELEASE_QUERY, key.query.encode())
+    assert execute(client, request(planning, SOME)).partitions
+
+
+def test_what_makes_a_join_stop_is_not_among_its_metrics(client, planning):
+    sent = request(planning, "SELECT n_name FROM nation JOIN region ON n_regionkey = r_regionkey")
+    nodes = [node.kind for node in PlanNode.parse(sent.plan).walk()]
+    assert any("join" in kind for kind in nodes)
+    assert "cooperative" in [n.kind for n in PlanNode.parse(sent.plan).cooperating().walk()]
+    assert len(execute(client, sent).nodes) == len(nodes)
