@@ -103,13 +103,13 @@ class FlightConnector:
     def __post_init__(self) -> None:
         """Normalise what may be given in several forms and refuse what cannot work."""
         settle = object.__setattr__  # the class is frozen from here on
-        settle(self, "connect_timeout", _checked_timeout(self.connect_timeout))
+        settle(self, "connect_timeout", checked_timeout(self.connect_timeout))
         if self.headers is not None and not callable(self.headers):
             settle(self, "headers", normalize_headers(self.headers))
         self._check_tls()
         settle(self, "middleware", _checked_middleware(self.middleware))
         _check_write_limit(self.write_size_limit_bytes)
-        settle(self, "generic_options", _checked_options(self.generic_options))
+        settle(self, "generic_options", checked_options(self.generic_options))
 
     def connect(self, url: str) -> flight.FlightClient:
         """Return a new client on which the worker has just answered a call.
@@ -146,16 +146,14 @@ class FlightConnector:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name == "connect_timeout" or value != field.default:
-                shown.append(f"{field.name}={_masked(field.name, value)}")
+                shown.append(f"{field.name}={masked(field.name, value)}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def _client(
         self, worker: WorkerUrl, call_headers: CallHeadersFactory | None
     ) -> flight.FlightClient:
         options = {
-            "grpc.initial_reconnect_backoff_ms": _INITIAL_BACKOFF_MS,
-            "grpc.min_reconnect_backoff_ms": int(self.connect_timeout * 1_000) + _ATTEMPT_GRACE_MS,
-            "grpc.max_reconnect_backoff_ms": _MAX_BACKOFF_MS,
+            **reconnect_options(self.connect_timeout),
             **dict(self.generic_options),
         }
         tls: dict[str, Any] = {}
@@ -249,7 +247,7 @@ class FlightConnector:
 
     def _check_tls(self) -> None:
         for name in ("tls_root_certificates", "client_certificate", "client_key"):
-            _check_pem(name, getattr(self, name))
+            check_pem(name, getattr(self, name))
         if (self.client_certificate is None) != (self.client_key is None):
             raise ValueError("client_certificate and client_key are given together or not at all")
         if not isinstance(self.disable_server_verification, bool):
@@ -280,7 +278,16 @@ def _never_left(error: Exception) -> bool:
     return isinstance(error, flight.FlightInternalError) and str(error).endswith("Invalid metadata")
 
 
-def _check_pem(name: str, value: object) -> None:
+def reconnect_options(connect_timeout: float) -> dict[str, int]:
+    """The channel arguments that say how often a lost worker is dialled."""
+    return {
+        "grpc.initial_reconnect_backoff_ms": _INITIAL_BACKOFF_MS,
+        "grpc.min_reconnect_backoff_ms": int(connect_timeout * 1_000) + _ATTEMPT_GRACE_MS,
+        "grpc.max_reconnect_backoff_ms": _MAX_BACKOFF_MS,
+    }
+
+
+def check_pem(name: str, value: object) -> None:
     if value is None:
         return
     if not isinstance(value, bytes):
@@ -289,7 +296,7 @@ def _check_pem(name: str, value: object) -> None:
         raise ValueError(f"{name} is not PEM: it has no '-----BEGIN' line")
 
 
-def _checked_timeout(value: object) -> float:
+def checked_timeout(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"connect_timeout is a number of seconds, not {type(value).__name__}")
     # Comparing is exact for any int and false for a NaN; no conversion can overflow.
@@ -319,7 +326,7 @@ def _check_write_limit(value: object) -> None:
         raise ValueError("write_size_limit_bytes must be above 0; None means no limit")
 
 
-def _checked_options(value: GenericOptions) -> tuple[tuple[str, int | str], ...]:
+def checked_options(value: GenericOptions) -> tuple[tuple[str, int | str], ...]:
     options: dict[str, int | str] = {}
     given: object = value
     if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
@@ -338,7 +345,7 @@ def _checked_options(value: GenericOptions) -> tuple[tuple[str, int | str], ...]
     return tuple(sorted(options.items()))
 
 
-def _masked(name: str, value: object) -> str:
+def masked(name: str, value: object) -> str:
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
     if name == "headers" and isinstance(value, tuple):

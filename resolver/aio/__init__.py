@@ -1,0 +1,1 @@
+"""Flight and worker URLs in asyncio."""
