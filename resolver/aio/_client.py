@@ -238,7 +238,7 @@ class _Messages:
             raise asyncio.InvalidStateError
         try:
             await core.send_serialized_message(self._encode(message))
-        except import_grpc()._cython.cygrpc.InternalError:
+        except import_grpc()._cython.cygrpc.InternalError:  # noqa: SLF001 -- it has no public name
             raise asyncio.InvalidStateError from None
         except asyncio.CancelledError:
             self._call.cancel()
