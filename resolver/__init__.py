@@ -9,6 +9,8 @@ from ._errors import (
     WorkerConnectTimeoutError,
 )
 from ._flight import Connector, FlightConnector
+from ._flight_calls import CHANNEL_OPTIONS
+from ._grpc import GrpcConnector, create_flight_client
 from ._presets import Keepalive, LoadBalancing, Retry
 from ._read import FlightBatches, read, read_batches
 from ._resolver import (
@@ -21,12 +23,14 @@ from ._resolver import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "CHANNEL_OPTIONS",
     "ChannelResolver",
     "Connector",
     "DefaultChannelResolver",
     "FlightBatches",
     "FlightConnector",
     "ForkedProcessError",
+    "GrpcConnector",
     "InvalidWorkerUrlError",
     "Keepalive",
     "LoadBalancing",
@@ -36,6 +40,7 @@ __all__ = [
     "Retry",
     "WorkerConnectError",
     "WorkerConnectTimeoutError",
+    "create_flight_client",
     "default_channel_resolver",
     "read",
     "read_batches",

@@ -121,15 +121,15 @@ class FlightConnector:
     def __post_init__(self) -> None:
         """Normalise what may be given in several forms and refuse what cannot work."""
         settle = object.__setattr__  # the class is frozen from here on
-        settle(self, "connect_timeout", _checked_timeout(self.connect_timeout))
+        settle(self, "connect_timeout", checked_timeout(self.connect_timeout))
         if self.headers is not None and not callable(self.headers):
             settle(self, "headers", normalize_headers(self.headers))
         self._check_tls()
         settle(self, "layers", _checked_layers(self.layers))
         settle(self, "middleware", _checked_middleware(self.middleware))
         _check_write_limit(self.write_size_limit_bytes)
-        settle(self, "generic_options", _checked_options(self.generic_options))
-        self._check_presets()
+        settle(self, "generic_options", checked_options(self.generic_options))
+        check_presets(self.keepalive, self.retry, self.load_balancing, self.generic_options)
 
     def connect(self, url: str) -> flight.FlightClient:
         """Return a new client on which the worker has just answered a call.
@@ -167,7 +167,7 @@ class FlightConnector:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name == "connect_timeout" or value != field.default:
-                shown.append(f"{field.name}={_masked(field.name, value)}")
+                shown.append(f"{field.name}={masked(field.name, value)}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def _client(
@@ -177,9 +177,7 @@ class FlightConnector:
         layers: list[flight.ClientMiddlewareFactory],
     ) -> flight.FlightClient:
         options = {
-            "grpc.initial_reconnect_backoff_ms": _INITIAL_BACKOFF_MS,
-            "grpc.min_reconnect_backoff_ms": int(self.connect_timeout * 1_000) + _ATTEMPT_GRACE_MS,
-            "grpc.max_reconnect_backoff_ms": _MAX_BACKOFF_MS,
+            **reconnect_options(self.connect_timeout),
             **channel_arguments(self.keepalive, self.retry, self.load_balancing),
             **dict(self.generic_options),
         }
@@ -275,21 +273,9 @@ class FlightConnector:
             f"Could not connect to worker {worker.key}: {reason}; {remedy}", url=worker.key
         ) from cause
 
-    def _check_presets(self) -> None:
-        check_preset("keepalive", self.keepalive, Keepalive)
-        check_preset("retry", self.retry, Retry)
-        check_preset("load_balancing", self.load_balancing, LoadBalancing)
-        if "grpc.service_config" in dict(self.generic_options) and (
-            self.retry is not None or self.load_balancing is not None
-        ):
-            raise ValueError(
-                "generic_options hold a grpc.service_config, which would hide retry and "
-                "load_balancing; put their service_config() into it, or leave it out"
-            )
-
     def _check_tls(self) -> None:
         for name in ("tls_root_certificates", "client_certificate", "client_key"):
-            _check_pem(name, getattr(self, name))
+            check_pem(name, getattr(self, name))
         if (self.client_certificate is None) != (self.client_key is None):
             raise ValueError("client_certificate and client_key are given together or not at all")
         if not isinstance(self.disable_server_verification, bool):
@@ -344,7 +330,30 @@ def _never_left(error: Exception) -> bool:
     return isinstance(error, flight.FlightInternalError) and str(error).endswith("Invalid metadata")
 
 
-def _check_pem(name: str, value: object) -> None:
+def check_presets(
+    keepalive: object, retry: object, load_balancing: object, options: GenericOptions
+) -> None:
+    """Refuse what is no preset, and presets that ``options`` would hide."""
+    check_preset("keepalive", keepalive, Keepalive)
+    check_preset("retry", retry, Retry)
+    check_preset("load_balancing", load_balancing, LoadBalancing)
+    if "grpc.service_config" in dict(options) and (retry is not None or load_balancing is not None):
+        raise ValueError(
+            "generic_options hold a grpc.service_config, which would hide retry and "
+            "load_balancing; put their service_config() into it, or leave it out"
+        )
+
+
+def reconnect_options(connect_timeout: float) -> dict[str, int]:
+    """The channel arguments that say how often a lost worker is dialled."""
+    return {
+        "grpc.initial_reconnect_backoff_ms": _INITIAL_BACKOFF_MS,
+        "grpc.min_reconnect_backoff_ms": int(connect_timeout * 1_000) + _ATTEMPT_GRACE_MS,
+        "grpc.max_reconnect_backoff_ms": _MAX_BACKOFF_MS,
+    }
+
+
+def check_pem(name: str, value: object) -> None:
     if value is None:
         return
     if not isinstance(value, bytes):
@@ -353,7 +362,7 @@ def _check_pem(name: str, value: object) -> None:
         raise ValueError(f"{name} is not PEM: it has no '-----BEGIN' line")
 
 
-def _checked_timeout(value: object) -> float:
+def checked_timeout(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"connect_timeout is a number of seconds, not {type(value).__name__}")
     # Comparing is exact for any int and false for a NaN; no conversion can overflow.
@@ -397,7 +406,7 @@ def _check_write_limit(value: object) -> None:
         raise ValueError("write_size_limit_bytes must be above 0; None means no limit")
 
 
-def _checked_options(value: GenericOptions) -> tuple[tuple[str, int | str], ...]:
+def checked_options(value: GenericOptions) -> tuple[tuple[str, int | str], ...]:
     options: dict[str, int | str] = {}
     given: object = value
     if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
@@ -416,7 +425,7 @@ def _checked_options(value: GenericOptions) -> tuple[tuple[str, int | str], ...]
     return tuple(sorted(options.items()))
 
 
-def _masked(name: str, value: object) -> str:
+def masked(name: str, value: object) -> str:
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
     if name == "headers" and isinstance(value, tuple):

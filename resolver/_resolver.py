@@ -124,11 +124,7 @@ class DefaultChannelResolver(ClientCache):
         if idle_timeout is not None:
             _check_seconds("idle_timeout", idle_timeout, at_least="more than 0")
         _check_seconds("failure_ttl", failure_ttl, at_least="0 or more")
-        if max_failure_ttl is None:
-            max_failure_ttl = min(failure_ttl * DEFAULT_CAP, _MAX_SECONDS)
-        _check_seconds("max_failure_ttl", max_failure_ttl, at_least="0 or more")
-        if max_failure_ttl < failure_ttl:
-            raise ValueError("max_failure_ttl is less than failure_ttl, where it starts")
+        max_failure_ttl = _checked_cap(failure_ttl, max_failure_ttl)
         _check_count("max_clients", max_clients, at_most=2**62)
         _check_count("connections_per_url", connections_per_url, at_most=1024)
         if max_clients < connections_per_url:
@@ -564,6 +560,16 @@ def _check_seconds(name: str, value: Any, *, at_least: str) -> None:
     if not (0 <= value <= _MAX_SECONDS and (value > 0 or at_least == "0 or more")):
         shown = f"{value:g}" if isinstance(value, float) else "that"
         raise ValueError(f"{name} is {at_least} and up to {_MAX_SECONDS:g} seconds, not {shown}")
+
+
+def _checked_cap(failure_ttl: float, max_failure_ttl: float | None) -> float:
+    """The longest time that a failure is remembered."""
+    if max_failure_ttl is None:
+        return min(failure_ttl * DEFAULT_CAP, _MAX_SECONDS)
+    _check_seconds("max_failure_ttl", max_failure_ttl, at_least="0 or more")
+    if max_failure_ttl < failure_ttl:
+        raise ValueError("max_failure_ttl is less than failure_ttl, where it starts")
+    return max_failure_ttl
 
 
 def _check_count(name: str, value: Any, *, at_most: int) -> None:

@@ -21,6 +21,7 @@ from resolver._errors import (
     WorkerConnectError,
     WorkerConnectTimeoutError,
 )
+from resolver._failures import FailureMemory
 from resolver._resolver import (
     _WHATEVER_CLIENT,
     ResolverStats,
@@ -28,9 +29,11 @@ from resolver._resolver import (
     _check_connector,
     _check_count,
     _check_seconds,
+    _checked_cap,
     _closed_error,
     _drop_tracebacks,
 )
+from resolver._single_flight import without_traceback
 from resolver._urls import mask_url, parse_worker_url
 
 from ._homes import LoopHomes, fast_hits
@@ -92,8 +95,13 @@ class DefaultChannelResolver(LoopHomes):
     ``connections_per_url``
         Clients per URL and loop. Tasks are spread over them; one task stays with one.
     ``failure_ttl``
-        Seconds for which a failed connect is answered from memory; 0: not at all. The
-        causes of such an error carry no traceback.
+        Seconds for which a failed connect is answered from memory; 0: not at all. Doubles
+        with each failure of the URL in a row, up to ``max_failure_ttl``; up to a fifth is
+        left out at random. The first success starts over, and so do `forgive` and
+        `invalidate`. The ``retry_after`` of the error tells how long is left; its causes
+        carry no traceback.
+    ``max_failure_ttl``
+        The longest such time in seconds; None: 32 times ``failure_ttl``.
 
     One resolver may serve several event loops, each in a thread of its own or one after
     another: each has clients of its own, which go when it is closed. A client that is
@@ -103,8 +111,17 @@ class DefaultChannelResolver(LoopHomes):
     Raises ValueError or TypeError for options that make no sense.
     """
 
-    __slots__ = ("_closed_by_caller", "_watched", "connections_per_url", "connector",
-                 "failure_ttl", "idle_timeout", "max_clients")  # fmt: skip
+    __slots__ = (
+        "_closed_by_caller",
+        "_failures",
+        "_watched",
+        "connections_per_url",
+        "connector",
+        "failure_ttl",
+        "idle_timeout",
+        "max_clients",
+        "max_failure_ttl",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -114,10 +131,12 @@ class DefaultChannelResolver(LoopHomes):
         max_clients: int = 65_536,
         connections_per_url: int = 1,
         failure_ttl: float = 0.0,
+        max_failure_ttl: float | None = None,
     ) -> None:
         if idle_timeout is not None:
             _check_seconds("idle_timeout", idle_timeout, at_least="more than 0")
         _check_seconds("failure_ttl", failure_ttl, at_least="0 or more")
+        max_failure_ttl = _checked_cap(failure_ttl, max_failure_ttl)
         _check_count("max_clients", max_clients, at_most=2**62)
         _check_count("connections_per_url", connections_per_url, at_most=1024)
         if max_clients < connections_per_url:
@@ -135,6 +154,8 @@ class DefaultChannelResolver(LoopHomes):
         self.max_clients = max_clients
         self.connections_per_url = connections_per_url
         self.failure_ttl = failure_ttl
+        self.max_failure_ttl = max_failure_ttl
+        self._failures = FailureMemory(failure_ttl, max_failure_ttl, capacity=max_clients)
         self._closed_by_caller = False
         self._watched = False
         super().__init__()
@@ -165,7 +186,7 @@ class DefaultChannelResolver(LoopHomes):
     async def _resolve(self, home: LoopHome, key: str, lane: int) -> Any:
         if self._closed_by_caller:
             raise _closed_error()
-        mine = PendingConnect(asyncio.get_running_loop())
+        mine = PendingConnect(asyncio.get_running_loop(), self._failures.now)
         client, pending = home.caches[lane]._begin(key, 0, mine)  # noqa: SLF001
         if pending is None:
             return client
@@ -202,10 +223,16 @@ class DefaultChannelResolver(LoopHomes):
                 timeout + _GRACE, self._give_up, home, key, lane, pending, timeout
             )
         try:
-            client, error = await self._try_to_connect(key)
+            began = self._failures.now()
+            remembered = self._failures.current(key) if self.failure_ttl else None
+            if remembered is not None:  # by another lane, or another loop
+                error = without_traceback(remembered.error)
+            else:
+                client, error = await self._try_to_connect(key)
             if error is not None:
-                self._end(home, key, lane, pending, error)
+                self._end(home, key, lane, pending, error, began=began)
             elif home.caches[lane]._publish(key, 0, pending, client):  # noqa: SLF001
+                self._failures.reached(key)
                 pending.succeed(client)
             elif self._closed_by_caller:
                 pending.fail(_closed_error())
@@ -267,7 +294,9 @@ class DefaultChannelResolver(LoopHomes):
         key: str,
         lane: int,
         pending: PendingConnect,
-        error: ResolverError | None,
+        error: BaseException | None,
+        *,
+        began: float | None = None,
     ) -> None:
         """End a connect without a client, unless it has ended; None: by an interrupt."""
         if pending.ended:
@@ -276,7 +305,13 @@ class DefaultChannelResolver(LoopHomes):
         if error is not None:
             if self.failure_ttl:
                 _drop_tracebacks(error)
-            cache._fail(key, 0, pending, self.failure_ttl)  # noqa: SLF001
+                since = self._failures.now() if began is None else began
+                failure = self._failures.failed(key, without_traceback(error), since)
+                if failure is not None:
+                    pending.retry_at = failure.until
+            # With several lanes only the memory remembers: one's success ends it for all.
+            ttl = pending.seconds_left if self.connections_per_url == 1 else 0.0
+            cache._fail(key, 0, pending, ttl)  # noqa: SLF001
         else:
             # No fault of the worker's: neither counted nor remembered.
             cache._fail(key, 0, pending, 0.0, False)  # noqa: SLF001
@@ -345,12 +380,31 @@ class DefaultChannelResolver(LoopHomes):
         if client is None:
             return False
         only = () if client is _WHATEVER_CLIENT else (client,)
+        if not only and self.failure_ttl:
+            self._failures.forget(key)
         dropped = [cache._drop(key, *only) for cache in self._caches()]  # noqa: SLF001
         return any(dropped)
 
-    def clear(self) -> None:
-        """Forget every client of every event loop. Nothing is closed. Thread-safe."""
+    def forgive(self, url: Any) -> bool:
+        """Forget that `url` could not be reached, so that the next lookup tries again.
+
+        For whoever learns that a worker is back before its ``failure_ttl`` has passed. A
+        URL that did not fail keeps its clients. True when a failure was remembered.
+        Thread-safe.
+        """
         self._check_usable()
+        key = parse_worker_url(url).key
+        if not self.failure_ttl or self._failures.forget(key) is None:
+            return False
+        for cache in self._caches():
+            if not cache._holds(key):  # noqa: SLF001 -- the map holds the failure too
+                cache._drop(key)  # noqa: SLF001
+        return True
+
+    def clear(self) -> None:
+        """Forget every client and failure of every event loop. Nothing is closed. Thread-safe."""
+        self._check_usable()
+        self._failures.clear()
         for cache in self._caches():
             cache._clear()  # noqa: SLF001
 

@@ -262,10 +262,64 @@ def test_a_remembered_failure_is_answered_without_a_connect(aio_resolver_type, c
         assert resolver.stats().waits == 3
         connector.error = None
         resolver._home().caches[0]._advance_clock(11)
+        resolver._failures.advance_clock(11)
         await resolver.get_flight_client_for_url(URL)
         assert connector.calls == 2
 
     on_a_loop(aio_resolver_type, connector, test, failure_ttl=10.0)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_failures_in_a_row_are_remembered_for_longer(aio_resolver_type, connector, lanes):
+    connector.error = OSError("no")
+
+    async def test(resolver):
+        longest = 0.0
+        for failures in range(1, 6):
+            for _ in range(3):
+                with pytest.raises(WorkerConnectError) as caught:
+                    await resolver.get_flight_client_for_url(URL)
+                left = caught.value.retry_after
+                assert 0.7 * min(2 ** (failures - 1), 8) <= left / 10 <= min(2 ** (failures - 1), 8)
+            assert connector.calls == failures
+            longest = max(longest, left)
+            for cache in resolver._home().caches:
+                cache._advance_clock(left + 0.1)
+            resolver._failures.advance_clock(left + 0.1)
+        assert longest <= 80
+
+    options = {"failure_ttl": 10.0, "max_failure_ttl": 80.0, "connections_per_url": lanes}
+    on_a_loop(aio_resolver_type, connector, test, **options)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_worker_that_is_forgiven_is_tried_again(aio_resolver_type, connector, lanes):
+    connector.error = OSError("no")
+
+    async def test(resolver):
+        assert not resolver.forgive(URL)
+        with pytest.raises(WorkerConnectError):
+            await resolver.get_flight_client_for_url(URL)
+        connector.error = None
+        assert resolver.forgive(URL)
+        assert await resolver.get_flight_client_for_url(URL)
+        assert not resolver.forgive(URL)
+        assert URL in resolver
+
+    options = {"failure_ttl": 10.0, "connections_per_url": lanes}
+    on_a_loop(aio_resolver_type, connector, test, **options)
+
+
+def test_one_success_ends_the_memory_of_every_lane(aio_resolver_type, connector):
+    connector.error, connector.failures = OSError("no"), 1
+
+    async def test(resolver):
+        with pytest.raises(WorkerConnectError):
+            await resolver.get_flight_client_for_url(URL)
+        resolver._failures.advance_clock(11)
+        assert await resolver.prefetch([URL]) == {}
+
+    on_a_loop(aio_resolver_type, connector, test, failure_ttl=10.0, connections_per_url=3)
 
 
 def test_invalidate_forgets_a_remembered_failure(aio_resolver_type, connector):

@@ -12,6 +12,9 @@ import resolver
 import resolver.aio
 
 PROMISED = {
+    "CHANNEL_OPTIONS",
+    "GrpcConnector",
+    "create_flight_client",
     "ChannelResolver",
     "Connector",
     "DefaultChannelResolver",

@@ -1,0 +1,448 @@
+"""The Flight service over a grpcio channel, blocking, with pyarrow's types at its edge.
+
+For users of interceptors, service config, channelz and the like. How a channel is made is
+``_grpc.py``'s business; grpc is not imported here but by whoever made the channel.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import pyarrow as pa
+from pyarrow import flight
+
+from ._flight_batches import BatchDecoder, BatchEncoder, FlightStreamChunk, metadata_only
+from ._flight_calls import METHODS, as_flight_error, as_metadata, stub
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from . import _flight_wire as wire
+
+__all__ = [
+    "FlightMetadataReader",
+    "FlightServiceClient",
+    "FlightStreamReader",
+    "FlightStreamWriter",
+]
+
+_AHEAD: Final = 2  # encoded messages that wait for the network, at most
+
+
+class FlightServiceClient:
+    """The calls of the Flight service. Thread-safe; made by a connector or from a channel.
+
+    Every call takes ``timeout``, in seconds for the whole call (``None``: no limit), and
+    ``headers``, a mapping or pairs. Errors are those of pyarrow's own client.
+
+    A stream keeps its channel open, so it lives on when the client is closed or dropped.
+    """
+
+    def __init__(self, channel: Any, *, close: Callable[[], object] | None = None) -> None:
+        self._channel: _Channel | None = _Channel(channel, close)
+        self._stubs: dict[str, Any] = {name: stub(channel, name) for name in METHODS}
+
+    def handshake(
+        self, payload: bytes = b"", *, timeout: float | None = None, headers: Any = None
+    ) -> list[bytes]:
+        """What the server answers to one message of a handshake."""
+        return list(self._stream("handshake", iter([payload]), timeout, headers))
+
+    def list_flights(
+        self, criteria: bytes = b"", *, timeout: float | None = None, headers: Any = None
+    ) -> Iterator[flight.FlightInfo]:
+        """The flights that the server has for ``criteria``, as they come."""
+        return self._stream("list_flights", criteria, timeout, headers)
+
+    def get_flight_info(
+        self,
+        descriptor: flight.FlightDescriptor,
+        *,
+        timeout: float | None = None,
+        headers: Any = None,
+    ) -> flight.FlightInfo:
+        """Where the data of ``descriptor`` is."""
+        return self._unary("get_flight_info", descriptor, timeout, headers)
+
+    def poll_flight_info(
+        self,
+        descriptor: flight.FlightDescriptor,
+        *,
+        timeout: float | None = None,
+        headers: Any = None,
+    ) -> wire.PollInfo:
+        """Where the data is so far, of a query that may still run."""
+        info: wire.PollInfo = self._unary("poll_flight_info", descriptor, timeout, headers)
+        return info
+
+    def get_schema(
+        self,
+        descriptor: flight.FlightDescriptor,
+        *,
+        timeout: float | None = None,
+        headers: Any = None,
+    ) -> flight.SchemaResult:
+        """The schema of the data of ``descriptor``."""
+        return self._unary("get_schema", descriptor, timeout, headers)
+
+    def do_get(
+        self,
+        ticket: flight.Ticket,
+        *,
+        timeout: float | None = None,
+        headers: Any = None,
+        read_options: pa.ipc.IpcReadOptions | None = None,
+    ) -> FlightStreamReader:
+        """The batches of ``ticket``. Fails here if the server refuses at once."""
+        messages = self._stream("do_get", ticket, timeout, headers)
+        return FlightStreamReader(messages, read_options).begun()
+
+    def do_put(
+        self,
+        descriptor: flight.FlightDescriptor,
+        schema: pa.Schema,
+        *,
+        timeout: float | None = None,
+        headers: Any = None,
+        write_options: pa.ipc.IpcWriteOptions | None = None,
+    ) -> tuple[FlightStreamWriter, FlightMetadataReader]:
+        """A writer of batches, and a reader of what the server says meanwhile.
+
+        Close the writer to know that everything arrived.
+        """
+        requests = _Requests()
+        messages = self._stream("do_put", requests, timeout, headers)
+        reader = FlightMetadataReader(messages)
+        writer = FlightStreamWriter(requests, messages, reader.drain, descriptor, write_options)
+        writer.begin(schema)
+        return writer, reader
+
+    def do_exchange(
+        self,
+        descriptor: flight.FlightDescriptor,
+        *,
+        timeout: float | None = None,
+        headers: Any = None,
+        read_options: pa.ipc.IpcReadOptions | None = None,
+        write_options: pa.ipc.IpcWriteOptions | None = None,
+    ) -> tuple[FlightStreamWriter, FlightStreamReader]:
+        """Batches in both directions. ``writer.begin(schema)`` comes before the first one."""
+        requests = _Requests()
+        messages = self._stream("do_exchange", requests, timeout, headers)
+        reader = FlightStreamReader(messages, read_options)
+        writer = FlightStreamWriter(requests, messages, reader.drain, descriptor, write_options)
+        return writer, reader
+
+    def do_action(
+        self,
+        action: flight.Action | str | tuple[str, Any],
+        *,
+        timeout: float | None = None,
+        headers: Any = None,
+    ) -> Iterator[flight.Result]:
+        """The results of ``action``, as they come. The call begins now."""
+        return self._stream("do_action", action, timeout, headers)
+
+    def list_actions(
+        self, *, timeout: float | None = None, headers: Any = None
+    ) -> list[flight.ActionType]:
+        """The actions that the server knows."""
+        return list(self._stream("list_actions", b"", timeout, headers))
+
+    def close(self) -> None:
+        """Make no more calls. Idempotent; streams go on, and the channel ends with the last."""
+        self._channel = None
+        self._stubs = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def _unary(self, name: str, request: Any, timeout: float | None, headers: Any) -> Any:
+        method, _channel = self._method(name)
+        try:
+            return method(request, timeout=timeout, metadata=as_metadata(headers))
+        except Exception as error:  # noqa: BLE001 -- those of grpc become pyarrow's
+            raise as_flight_error(error) from None
+
+    def _stream(self, name: str, request: Any, timeout: float | None, headers: Any) -> _Messages:
+        method, channel = self._method(name)
+        call = method(request, timeout=timeout, metadata=as_metadata(headers))
+        # False: it has ended already.
+        if isinstance(request, _Requests) and not call.add_callback(request.end):
+            request.end()
+        return _Messages(call, channel)
+
+    def _method(self, name: str) -> tuple[Any, _Channel]:
+        # The channel first: close() drops it first, too.
+        channel, method = self._channel, self._stubs.get(name)
+        if channel is None or method is None:
+            raise pa.ArrowInvalid("this FlightServiceClient is closed")
+        return method, channel
+
+
+class _Channel:
+    """A channel, closed with the last client or stream that uses it, if it is ours to close."""
+
+    def __init__(self, channel: Any, close: Callable[[], object] | None) -> None:
+        self._channel = channel
+        self._close = close
+
+    def __del__(self) -> None:
+        if self._close is not None:
+            self._close()
+
+
+class _Messages:
+    """The answers of a call, with pyarrow's errors. Holds on to the channel."""
+
+    def __init__(self, call: Any, channel: _Channel) -> None:
+        self._call = call
+        self._channel: _Channel | None = channel
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._call)
+        except StopIteration:
+            self._channel = None
+            raise
+        except Exception as error:  # noqa: BLE001 -- those of grpc become pyarrow's
+            self._channel = None
+            raise as_flight_error(error) from None
+
+    def cancel(self) -> None:
+        """End the call now; the next read says so."""
+        self._call.cancel()
+
+    def __del__(self) -> None:
+        # Nobody reads it any more; the server need not go on.
+        if self._channel is not None:
+            self._call.cancel()
+
+
+class FlightStreamReader:
+    """Batches from a server, as they come. For one thread at a time, but for ``cancel()``."""
+
+    def __init__(self, messages: _Messages, options: pa.ipc.IpcReadOptions | None) -> None:
+        self._messages = messages
+        self._decoder = BatchDecoder(options)
+        self._read: deque[FlightStreamChunk] = deque()
+
+    def begun(self) -> Self:
+        """The reader, once the schema is there."""
+        self._read_schema()
+        return self
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The schema of the batches; waits for it."""
+        self._read_schema()
+        return self._decoder.schema
+
+    def read_chunk(self) -> FlightStreamChunk:
+        """The next batch, or metadata without one. Raises ``StopIteration`` at the end."""
+        if self._read:
+            return self._read.popleft()
+        while True:
+            chunk = self._decoder.decode(next(self._messages))
+            if chunk is not None:
+                return chunk
+
+    def read_all(self) -> pa.Table:
+        """All batches as one table. Metadata is dropped."""
+        batches = [chunk.data for chunk in self if chunk.data is not None]
+        return pa.Table.from_batches(batches, self.schema)
+
+    def read_pandas(self, **options: Any) -> Any:
+        """All batches as one data frame; ``options`` are those of ``Table.to_pandas``."""
+        return self.read_all().to_pandas(**options)
+
+    def to_reader(self) -> pa.RecordBatchReader:
+        """The batches as a ``RecordBatchReader``. Metadata is dropped."""
+        batches = (chunk.data for chunk in self if chunk.data is not None)
+        return pa.RecordBatchReader.from_batches(self.schema, batches)
+
+    def cancel(self) -> None:
+        """End the stream now. From any thread; a read that waits raises."""
+        self._messages.cancel()
+
+    def drain(self) -> None:
+        """Read to the end what nobody will read."""
+        for _ in self._messages:
+            pass
+
+    def __iter__(self) -> Iterator[FlightStreamChunk]:
+        while True:
+            try:
+                chunk = self.read_chunk()
+            except StopIteration:
+                return
+            yield chunk
+
+    def _read_schema(self) -> None:
+        while self._decoder.schema is None:
+            try:
+                data = next(self._messages)
+            except StopIteration:
+                raise pa.ArrowInvalid("the stream ended before its schema came") from None
+            chunk = self._decoder.decode(data)
+            if chunk is not None:
+                self._read.append(chunk)
+
+
+class FlightMetadataReader:
+    """What a server says while batches are put. For one thread at a time."""
+
+    def __init__(self, messages: _Messages) -> None:
+        self._messages = messages
+        self._read: deque[bytes] = deque()
+
+    def read(self) -> pa.Buffer | None:
+        """The next message, ``None`` when there are no more; waits for it."""
+        if self._read:
+            return pa.py_buffer(self._read.popleft())
+        try:
+            return pa.py_buffer(next(self._messages))
+        except StopIteration:
+            return None
+
+    def drain(self) -> None:
+        """Wait for the end; what was not read yet can still be."""
+        self._read.extend(self._messages)
+
+
+class FlightStreamWriter:
+    """Sends batches. For one thread at a time. A ``with`` block closes it at its end.
+
+    ``close()`` waits until the server has ended the call, and raises what it said; of an
+    exchange, it drops what was not read yet.
+    """
+
+    def __init__(
+        self,
+        requests: _Requests,
+        messages: _Messages,
+        drain: Callable[[], None],
+        descriptor: flight.FlightDescriptor,
+        options: pa.ipc.IpcWriteOptions | None,
+    ) -> None:
+        self._requests = requests
+        self._messages = messages
+        self._drain = drain
+        self._descriptor: bytes = descriptor.serialize()
+        self._options = options
+        self._encoder: BatchEncoder | None = None
+        self._closed = False
+
+    def begin(self, schema: pa.Schema, options: pa.ipc.IpcWriteOptions | None = None) -> None:
+        """Send the schema of the batches that follow."""
+        if self._encoder is not None:
+            raise pa.ArrowInvalid("this writer has begun already")
+        self._encoder = BatchEncoder(schema, options or self._options)
+        self._send(self._encoder.begin(self._taken_descriptor()))
+
+    def write_batch(self, batch: pa.RecordBatch) -> None:
+        """Send ``batch``; waits while the server is behind."""
+        self.write_with_metadata(batch, b"")
+
+    def write_with_metadata(self, batch: pa.RecordBatch, app_metadata: Any) -> None:
+        """Send ``batch`` with bytes of the application's own."""
+        if self._encoder is None:
+            raise pa.ArrowInvalid("begin(schema) comes before the first batch")
+        for data in self._encoder.encode(batch, bytes(memoryview(app_metadata))):
+            self._send(data)
+
+    def write_metadata(self, app_metadata: Any) -> None:
+        """Send bytes of the application's own without a batch."""
+        self._send(metadata_only(bytes(memoryview(app_metadata)), self._taken_descriptor()))
+
+    def write_table(self, table: pa.Table, max_chunksize: int | None = None) -> None:
+        """Send the batches of ``table``."""
+        for batch in table.to_batches(max_chunksize):
+            self.write_batch(batch)
+
+    write = write_table
+
+    def done_writing(self) -> None:
+        """Say that there is no more to come. Reading may go on."""
+        self._requests.finish()
+
+    def close(self) -> None:
+        """End the call in order. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self.done_writing()
+        self._drain()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
+        if kind is not None:
+            self._closed = True
+            self._messages.cancel()
+        self.close()
+
+    def _taken_descriptor(self) -> bytes:
+        """The descriptor, which goes with the first message only."""
+        descriptor, self._descriptor = self._descriptor, b""
+        return descriptor
+
+    def _send(self, data: wire.FlightData) -> None:
+        if not self._requests.put(data):
+            # The server has ended the call: its error says why.
+            self._drain()
+            raise pa.ArrowInvalid("the server has ended the stream that is being written")
+
+
+class _Requests:
+    """Messages on their way to gRPC, a few at a time. ``put`` and iteration block."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[wire.FlightData] = deque()
+        self._changed = threading.Condition()
+        self._finished = False
+        self._ended = False
+
+    def put(self, data: wire.FlightData) -> bool:
+        """Whether it will be sent: not after the call has ended."""
+        with self._changed:
+            if self._finished:
+                raise pa.ArrowInvalid("this writer is closed")
+            self._changed.wait_for(lambda: self._ended or len(self._waiting) < _AHEAD)
+            if not self._ended:
+                self._waiting.append(data)
+                self._changed.notify_all()
+            return not self._ended
+
+    def finish(self) -> None:
+        with self._changed:
+            self._finished = True
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """The call is over."""
+        with self._changed:
+            self._ended = True
+            self._waiting.clear()
+            self._changed.notify_all()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> wire.FlightData:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self._finished or self._waiting)
+            if self._ended or not self._waiting:
+                raise StopIteration
+            data = self._waiting.popleft()
+            self._changed.notify_all()
+            return data

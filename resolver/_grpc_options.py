@@ -1,0 +1,188 @@
+"""What the grpcio connectors, blocking and asyncio, have in common: options and errors.
+
+Where a channel leads, with which arguments and credentials, and what a failed probe
+means. No channel is made here. grpc is imported only once a channel is wanted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Final, Self
+from urllib.parse import unquote
+
+from ._diagnosis import (
+    explain_unavailable,
+    is_attempt_timeout,
+    is_workers_answer,
+    transport_detail,
+)
+from ._errors import WorkerConnectError, WorkerConnectTimeoutError
+from ._flight import (
+    GenericOptions,
+    check_pem,
+    check_presets,
+    checked_options,
+    checked_timeout,
+    masked,
+    reconnect_options,
+)
+from ._flight_calls import CHANNEL_OPTIONS
+from ._presets import Keepalive, LoadBalancing, Retry, channel_arguments
+
+if TYPE_CHECKING:
+    from ._urls import WorkerUrl
+
+Layer = Callable[[Any], Any]
+"""From channel to channel: an interceptor put around one, such as by ``grpc.intercept_channel``."""
+
+_SHORTEST_CALL: Final = 0.001
+_CLOCK_STEP: Final = 0.02
+_UNREACHABLE: Final = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED"})
+
+
+def import_grpc() -> Any:
+    """The ``grpc`` package. Raises ``ImportError`` that says what to install."""
+    try:
+        import grpc  # type: ignore[import-untyped,unused-ignore]  # noqa: PLC0415 -- an extra
+    except ImportError as error:
+        raise ImportError(
+            "this needs grpcio: install it with pip install 'resolver[grpc]' "
+            "(it has no wheels for free-threaded Python; there, use FlightConnector)"
+        ) from error
+    return grpc
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class GrpcOptions:
+    """How a channel to a worker is made. Immutable, comparable, safe to share.
+
+    - ``connect_timeout``: seconds within which a connect returns or raises; at most a day.
+    - ``tls_root_certificates``: PEM of the authorities trusted for ``https`` workers;
+      ``None`` means those of the system.
+    - ``client_certificate``, ``client_key``: PEM, shown to workers that ask for them.
+    - ``tls_override_hostname``: the name expected in the worker's certificate.
+    - ``layers``: callables from channel to channel, put around it outermost first.
+    - ``keepalive``, ``retry``, ``load_balancing``: presets; see docs/load-balancers.md.
+    - ``generic_options``: gRPC channel arguments by name. They override the defaults
+      here, which lift the limit of a message's size, give every client a connection of
+      its own, and dial a lost worker again after 0.1 s and then at least every 0.6 s.
+
+    TLS options are ignored for plaintext URLs, so one connector serves a mixed fleet.
+    """
+
+    connect_timeout: float = 5.0
+    tls_root_certificates: bytes | None = None
+    client_certificate: bytes | None = None
+    client_key: bytes | None = None
+    tls_override_hostname: str | None = None
+    layers: Sequence[Layer] = ()
+    keepalive: Keepalive | None = None
+    retry: Retry | None = None
+    load_balancing: LoadBalancing | None = None
+    generic_options: GenericOptions = ()
+
+    def __post_init__(self) -> None:
+        """Normalise what may be given in several forms and refuse what cannot work."""
+        settle = object.__setattr__  # the class is frozen from here on
+        settle(self, "connect_timeout", checked_timeout(self.connect_timeout))
+        for name in ("tls_root_certificates", "client_certificate", "client_key"):
+            check_pem(name, getattr(self, name))
+        if (self.client_certificate is None) != (self.client_key is None):
+            raise ValueError("client_certificate and client_key are given together or not at all")
+        given: object = self.layers
+        if not isinstance(given, Iterable) or isinstance(given, str):
+            raise TypeError("layers is a sequence of callables from channel to channel")
+        settle(self, "layers", tuple(self.layers))
+        for layer in self.layers:
+            if not callable(layer):
+                raise TypeError(f"a layer is a callable, not {type(layer).__name__}")
+        settle(self, "generic_options", checked_options(self.generic_options))
+        check_presets(self.keepalive, self.retry, self.load_balancing, self.generic_options)
+
+    def __repr__(self) -> str:
+        """Show what differs from the default, secrets masked."""
+        shown = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "connect_timeout" or value != field.default:
+                shown.append(f"{field.name}={masked(field.name, value)}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def channel_options(self) -> list[tuple[str, int | str]]:
+        """The arguments of a channel."""
+        options: dict[str, int | str] = dict(CHANNEL_OPTIONS)
+        options["grpc.use_local_subchannel_pool"] = 1
+        options.update(reconnect_options(self.connect_timeout))
+        options.update(channel_arguments(self.keepalive, self.retry, self.load_balancing))
+        if self.tls_override_hostname is not None:
+            options["grpc.ssl_target_name_override"] = self.tls_override_hostname
+        options.update(dict(self.generic_options))
+        return list(options.items())
+
+    def credentials(self, grpc: Any, worker: WorkerUrl) -> Any:
+        """What a TLS channel shows and trusts; ``None`` for a plaintext one."""
+        if not worker.is_tls:
+            return None
+        return grpc.ssl_channel_credentials(
+            self.tls_root_certificates, self.client_key, self.client_certificate
+        )
+
+    def layered(self, channel: Any) -> Any:
+        """``channel`` with the layers around it."""
+        for layer in reversed(self.layers):
+            channel = layer(channel)
+        return channel
+
+
+def target_of(worker: WorkerUrl) -> str:
+    """The worker's address as a channel wants it."""
+    address = worker.location.partition("://")[2]
+    return f"unix:{unquote(address)}" if worker.scheme == "grpc+unix" else address
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When a connect has to be over."""
+
+    seconds: float
+    end: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Self:
+        return cls(seconds, time.monotonic() + seconds)
+
+    @property
+    def left(self) -> float:
+        """Seconds, a little more than none."""
+        return max(self.end - time.monotonic(), _SHORTEST_CALL)
+
+    @property
+    def passed(self) -> bool:
+        return time.monotonic() >= self.end - _CLOCK_STEP
+
+
+def unreachable(worker: WorkerUrl, error: Any, deadline: Deadline) -> WorkerConnectError | None:
+    """What a probe that ended with this ``grpc.RpcError`` means; ``None``: a worker answered."""
+    code, said = error.code().name, error.details() or ""
+    if code not in _UNREACHABLE or is_workers_answer(said):
+        return None
+    if code == "DEADLINE_EXCEEDED" and not deadline.passed:
+        return WorkerConnectError(
+            f"Could not connect to worker {worker.key}: the call was answered "
+            f"DEADLINE_EXCEEDED before its deadline: {transport_detail(said)}; "
+            "check the worker and any proxy in front of it",
+            url=worker.key,
+        )
+    if code == "DEADLINE_EXCEEDED" or is_attempt_timeout(said):
+        return WorkerConnectTimeoutError(
+            f"Worker {worker.key} did not answer within {deadline.seconds:g} s; check that it is "
+            "not stopped or overloaded and that no firewall drops its packets, or raise "
+            "connect_timeout",
+            url=worker.key,
+        )
+    reason, remedy = explain_unavailable(said, tls=worker.is_tls)
+    return WorkerConnectError(
+        f"Could not connect to worker {worker.key}: {reason}; {remedy}", url=worker.key
+    )

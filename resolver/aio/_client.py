@@ -1,0 +1,426 @@
+"""The Flight service over a grpc.aio channel, with pyarrow's types at its edge.
+
+How a channel is made is ``_connector.py``'s business; grpc is not imported here but by
+whoever made the channel. A client belongs to the event loop of its channel.
+"""
+# ruff: noqa: ASYNC109 -- a timeout here is the deadline of a call, which the server learns
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import pyarrow as pa
+from pyarrow import flight
+
+from resolver._flight_batches import BatchDecoder, BatchEncoder, FlightStreamChunk, metadata_only
+from resolver._flight_calls import METHODS, as_flight_error, as_metadata, stub
+from resolver._grpc_options import import_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from resolver import _flight_wire as wire
+
+__all__ = [
+    "FlightMetadataReader",
+    "FlightServiceClient",
+    "FlightStreamReader",
+    "FlightStreamWriter",
+]
+
+_CLOSED: Final = "this FlightServiceClient is closed"
+
+
+class FlightServiceClient:
+    """The calls of the Flight service, for the tasks of one event loop.
+
+    Every call takes ``timeout``, in seconds for the whole call (``None``: no limit), and
+    ``headers``, a mapping or pairs. Errors are those of pyarrow's own client. Cancelling
+    the task that waits for an answer cancels the call.
+
+    A stream keeps its channel open, so it lives on when the client is closed or dropped.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        self._channel: Any = channel
+        self._stubs: dict[str, Any] = {name: stub(channel, name) for name in METHODS}
+
+    async def handshake(
+        self, payload: bytes = b"", *, timeout: float | None = None, headers: Any = None
+    ) -> list[bytes]:
+        """What the server answers to one message of a handshake."""
+        messages = self._stream("handshake", None, timeout, headers)
+        await messages.write(payload)
+        await messages.done_writing()
+        return [answer async for answer in messages]
+
+    def list_flights(
+        self, criteria: bytes = b"", *, timeout: float | None = None, headers: Any = None
+    ) -> AsyncIterator[flight.FlightInfo]:
+        """The flights that the server has for ``criteria``, as they come."""
+        return self._stream("list_flights", criteria, timeout, headers)
+
+    async def get_flight_info(
+        self,
+        descriptor: flight.FlightDescriptor,
+        *,
+        timeout: float | None = None,
+        headers: Any = None,
+    ) -> flight.FlightInfo:
+        """Where the data of ``descriptor`` is."""
+        return await self._unary("get_flight_info", descriptor, timeout, headers)
+
+    async def poll_flight_info(
+        self,
+        descriptor: flight.FlightDescriptor,
+        *,
+        timeout: float | None = None,
+        headers: Any = None,
+    ) -> wire.PollInfo:
+        """Where the data is so far, of a query that may still run."""
+        info: wire.PollInfo = await self._unary("poll_flight_info", descriptor, timeout, headers)
+        return info
+
+    async def get_schema(
+        self,
+        descriptor: flight.FlightDescriptor,
+        *,
+        timeout: float | None = None,
+        headers: Any = None,
+    ) -> flight.SchemaResult:
+        """The schema of the data of ``descriptor``."""
+        return await self._unary("get_schema", descriptor, timeout, headers)
+
+    async def do_get(
+        self,
+        ticket: flight.Ticket,
+        *,
+        timeout: float | None = None,
+        headers: Any = None,
+        read_options: pa.ipc.IpcReadOptions | None = None,
+    ) -> FlightStreamReader:
+        """The batches of ``ticket``. Fails here if the server refuses at once."""
+        reader = FlightStreamReader(self._stream("do_get", ticket, timeout, headers), read_options)
+        await reader.read_schema()
+        return reader
+
+    async def do_put(
+        self,
+        descriptor: flight.FlightDescriptor,
+        schema: pa.Schema,
+        *,
+        timeout: float | None = None,
+        headers: Any = None,
+        write_options: pa.ipc.IpcWriteOptions | None = None,
+    ) -> tuple[FlightStreamWriter, FlightMetadataReader]:
+        """A writer of batches, and a reader of what the server says meanwhile.
+
+        Close the writer to know that everything arrived.
+        """
+        messages = self._stream("do_put", None, timeout, headers)
+        reader = FlightMetadataReader(messages)
+        writer = FlightStreamWriter(messages, reader.drain, descriptor, write_options)
+        await writer.begin(schema)
+        return writer, reader
+
+    def do_exchange(
+        self,
+        descriptor: flight.FlightDescriptor,
+        *,
+        timeout: float | None = None,
+        headers: Any = None,
+        read_options: pa.ipc.IpcReadOptions | None = None,
+        write_options: pa.ipc.IpcWriteOptions | None = None,
+    ) -> tuple[FlightStreamWriter, FlightStreamReader]:
+        """Batches in both directions. ``writer.begin(schema)`` comes before the first one."""
+        messages = self._stream("do_exchange", None, timeout, headers)
+        reader = FlightStreamReader(messages, read_options)
+        return FlightStreamWriter(messages, reader.drain, descriptor, write_options), reader
+
+    def do_action(
+        self,
+        action: flight.Action | str | tuple[str, Any],
+        *,
+        timeout: float | None = None,
+        headers: Any = None,
+    ) -> AsyncIterator[flight.Result]:
+        """The results of ``action``, as they come. The call begins now."""
+        return self._stream("do_action", action, timeout, headers)
+
+    async def list_actions(
+        self, *, timeout: float | None = None, headers: Any = None
+    ) -> list[flight.ActionType]:
+        """The actions that the server knows."""
+        return [each async for each in self._stream("list_actions", b"", timeout, headers)]
+
+    async def close(self) -> None:
+        """Make no more calls. Idempotent; streams go on, and the channel ends with the last."""
+        # A channel ends when nobody holds it; its own close() would cancel the streams.
+        self._channel, self._stubs = None, {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self.close()
+
+    async def _unary(self, name: str, request: Any, timeout: float | None, headers: Any) -> Any:
+        try:
+            return await self._method(name)(request, timeout=timeout, metadata=as_metadata(headers))
+        except Exception as error:  # noqa: BLE001 -- those of grpc become pyarrow's
+            raise as_flight_error(error) from None
+
+    def _stream(self, name: str, request: Any, timeout: float | None, headers: Any) -> _Messages:
+        method, channel = self._method(name), self._channel
+        requests = () if request is None else (request,)
+        call = method(*requests, timeout=timeout, metadata=as_metadata(headers))
+        return _Messages(call, channel, METHODS[name].encode)
+
+    def _method(self, name: str) -> Any:
+        method = self._stubs.get(name)
+        if method is None:
+            raise pa.ArrowInvalid(_CLOSED)
+        return method
+
+
+class _Messages:
+    """The answers of a call, with pyarrow's errors, and its requests. Holds on to the channel."""
+
+    def __init__(self, call: Any, channel: Any, encode: Callable[[Any], bytes]) -> None:
+        self._call = call
+        self._encode = encode
+        self._channel = channel
+        self._eof = import_grpc().aio.EOF
+        self._ended = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._ended:
+            raise StopAsyncIteration
+        try:
+            message = await self._call.read()
+        except Exception as error:  # noqa: BLE001 -- those of grpc become pyarrow's
+            self._end()
+            raise as_flight_error(error) from None
+        except BaseException:  # the task was cancelled, and the call with it
+            self._end()
+            raise
+        if message is self._eof:
+            self._end()
+            raise StopAsyncIteration
+        return message
+
+    async def write(self, message: Any) -> bool:
+        """Whether it was sent: not after the call has ended; reading then says why."""
+        try:
+            await self._send(message)
+        except asyncio.InvalidStateError:
+            return False
+        except Exception as error:
+            if callable(getattr(error, "code", None)):
+                return False
+            raise
+        return True
+
+    async def _send(self, message: Any) -> None:
+        core = getattr(self._call, "_cython_call", None)
+        if core is None:  # an interceptor's
+            await self._call.write(message)
+            return
+        # The call's own write() turns a call that the server has ended into one with an
+        # INTERNAL error, and what the server said is lost.
+        await self._call.wait_for_connection()
+        if self._call.done():
+            raise asyncio.InvalidStateError
+        try:
+            await core.send_serialized_message(self._encode(message))
+        except import_grpc()._cython.cygrpc.InternalError:  # noqa: SLF001 -- it has no public name
+            raise asyncio.InvalidStateError from None
+        except asyncio.CancelledError:
+            self._call.cancel()
+            raise
+
+    async def done_writing(self) -> None:
+        await self._call.done_writing()
+
+    def cancel(self) -> None:
+        """End the call now; the next read says so."""
+        self._call.cancel()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._channel = None
+
+    def __del__(self) -> None:
+        # Nobody reads it any more; the server need not go on.
+        if not self._ended:
+            self._call.cancel()
+
+
+class FlightStreamReader:
+    """Batches from a server, as they come: ``async for chunk in reader``. For one task."""
+
+    def __init__(self, messages: _Messages, options: pa.ipc.IpcReadOptions | None) -> None:
+        self._messages = messages
+        self._decoder = BatchDecoder(options)
+        self._read: deque[FlightStreamChunk] = deque()
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The schema of the batches. Of an exchange, await ``read_schema()`` first."""
+        if self._decoder.schema is None:
+            raise pa.ArrowInvalid("the schema has not come yet; await read_schema()")
+        return self._decoder.schema
+
+    async def read_schema(self) -> pa.Schema:
+        """The schema of the batches, once it has come."""
+        while self._decoder.schema is None:
+            try:
+                data = await anext(self._messages)
+            except StopAsyncIteration:
+                raise pa.ArrowInvalid("the stream ended before its schema came") from None
+            chunk = self._decoder.decode(data)
+            if chunk is not None:
+                self._read.append(chunk)
+        return self._decoder.schema
+
+    async def read_chunk(self) -> FlightStreamChunk:
+        """The next batch, or metadata without one. Raises ``StopAsyncIteration`` at the end."""
+        if self._read:
+            return self._read.popleft()
+        while True:
+            chunk = self._decoder.decode(await anext(self._messages))
+            if chunk is not None:
+                return chunk
+
+    async def read_all(self) -> pa.Table:
+        """All batches as one table. Metadata is dropped."""
+        await self.read_schema()
+        batches = [chunk.data async for chunk in self if chunk.data is not None]
+        return pa.Table.from_batches(batches, self.schema)
+
+    def cancel(self) -> None:
+        """End the stream now; a read that waits raises."""
+        self._messages.cancel()
+
+    async def drain(self) -> None:
+        """Read to the end what nobody will read."""
+        async for _ in self._messages:
+            pass
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> FlightStreamChunk:
+        return await self.read_chunk()
+
+
+class FlightMetadataReader:
+    """What a server says while batches are put. For one task."""
+
+    def __init__(self, messages: _Messages) -> None:
+        self._messages = messages
+        self._read: deque[bytes] = deque()
+
+    async def read(self) -> pa.Buffer | None:
+        """The next message, ``None`` when there are no more; waits for it."""
+        if self._read:
+            return pa.py_buffer(self._read.popleft())
+        try:
+            return pa.py_buffer(await anext(self._messages))
+        except StopAsyncIteration:
+            return None
+
+    async def drain(self) -> None:
+        """Wait for the end; what was not read yet can still be."""
+        async for message in self._messages:
+            self._read.append(message)
+
+
+class FlightStreamWriter:
+    """Sends batches. For one task. An ``async with`` block closes it at its end.
+
+    ``close()`` waits until the server has ended the call, and raises what it said; of an
+    exchange, it drops what was not read yet.
+    """
+
+    def __init__(
+        self,
+        messages: _Messages,
+        drain: Callable[[], Awaitable[None]],
+        descriptor: flight.FlightDescriptor,
+        options: pa.ipc.IpcWriteOptions | None,
+    ) -> None:
+        self._messages = messages
+        self._drain = drain
+        self._descriptor: bytes = descriptor.serialize()
+        self._options = options
+        self._encoder: BatchEncoder | None = None
+        self._closed = False
+
+    async def begin(self, schema: pa.Schema, options: pa.ipc.IpcWriteOptions | None = None) -> None:
+        """Send the schema of the batches that follow."""
+        if self._encoder is not None:
+            raise pa.ArrowInvalid("this writer has begun already")
+        self._encoder = BatchEncoder(schema, options or self._options)
+        await self._send(self._encoder.begin(self._taken_descriptor()))
+
+    async def write_batch(self, batch: pa.RecordBatch) -> None:
+        """Send ``batch``; waits while the server is behind."""
+        await self.write_with_metadata(batch, b"")
+
+    async def write_with_metadata(self, batch: pa.RecordBatch, app_metadata: Any) -> None:
+        """Send ``batch`` with bytes of the application's own."""
+        if self._encoder is None:
+            raise pa.ArrowInvalid("begin(schema) comes before the first batch")
+        for data in self._encoder.encode(batch, bytes(memoryview(app_metadata))):
+            await self._send(data)
+
+    async def write_metadata(self, app_metadata: Any) -> None:
+        """Send bytes of the application's own without a batch."""
+        metadata = bytes(memoryview(app_metadata))
+        await self._send(metadata_only(metadata, self._taken_descriptor()))
+
+    async def write_table(self, table: pa.Table, max_chunksize: int | None = None) -> None:
+        """Send the batches of ``table``."""
+        for batch in table.to_batches(max_chunksize):
+            await self.write_batch(batch)
+
+    async def done_writing(self) -> None:
+        """Say that there is no more to come. Reading may go on."""
+        await self._messages.done_writing()
+
+    async def close(self) -> None:
+        """End the call in order. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        await self.done_writing()
+        await self._drain()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
+        if kind is None:
+            await self.close()
+        else:
+            self._closed = True
+            self._messages.cancel()
+
+    def _taken_descriptor(self) -> bytes:
+        """The descriptor, which goes with the first message only."""
+        descriptor, self._descriptor = self._descriptor, b""
+        return descriptor
+
+    async def _send(self, data: wire.FlightData) -> None:
+        if self._closed:
+            raise pa.ArrowInvalid("this writer is closed")
+        if not await self._messages.write(data):
+            # The server has ended the call: its error says why.
+            await self._drain()
+            raise pa.ArrowInvalid("the server has ended the stream that is being written")
