@@ -28,7 +28,12 @@ def connector(token):
 
 def test_workers_show_one_another_the_token(guarded, register, single):
     builder = SessionStateBuilder()
-    for name in ("broadcast_threshold", "bytes_per_task", "coordinator_threshold"):
+    for name in (
+        "broadcast_threshold",
+        "bytes_per_task",
+        "scan_bytes_per_task",
+        "coordinator_threshold",
+    ):
         builder.with_distributed_option(name, 0)
     session = guarded.session(builder=builder)
     register(session)

@@ -35,7 +35,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 REPOSITORY = Path(resolver.__file__).parents[1]
 JOIN = "SELECT o_orderkey, o_comment, c_comment FROM orders JOIN customer ON o_custkey = c_custkey"
-SHUFFLED = {"broadcast_threshold": 0, "bytes_per_task": 0, "coordinator_threshold": 0}
+SHUFFLED = {
+    "broadcast_threshold": 0,
+    "bytes_per_task": 0,
+    "scan_bytes_per_task": 0,
+    "coordinator_threshold": 0,
+}
 
 # The first task of a query waits for the gate, as one does that takes its time.
 GATED = """

@@ -80,7 +80,12 @@ def test_a_query_that_is_not_distributed_has_a_picture_too(session, capsys):
 
 def test_analyze_tells_rows_bytes_and_time_and_what_resolvers_did(cluster, register, capsys):
     builder = SessionStateBuilder()
-    for name in ("broadcast_threshold", "bytes_per_task", "coordinator_threshold"):
+    for name in (
+        "broadcast_threshold",
+        "bytes_per_task",
+        "scan_bytes_per_task",
+        "coordinator_threshold",
+    ):
         builder.with_distributed_option(name, 0)
     with DefaultChannelResolver() as channels:
         session = cluster.session(channels, builder=builder)

@@ -34,7 +34,12 @@ def times(tmp_path_factory):
 def spread(cluster, times):
     """A session whose stages all run on workers."""
     builder = SessionStateBuilder()
-    for name in ("broadcast_threshold", "bytes_per_task", "coordinator_threshold"):
+    for name in (
+        "broadcast_threshold",
+        "bytes_per_task",
+        "scan_bytes_per_task",
+        "coordinator_threshold",
+    ):
         builder.with_distributed_option(name, 0)
     session = cluster.session(builder=builder)
     session.register_parquet("times", times)

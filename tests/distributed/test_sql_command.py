@@ -628,11 +628,11 @@ def test_progress_is_shown_on_a_terminal_and_gone_at_the_end(tpch):
     shown = os.read(leader, 1 << 16).decode()
     os.close(leader)
     assert b"customers" in done.stdout
-    assert "stage 1: " in shown
+    assert "stage " in shown
     assert shown.endswith(" \r")
 
 
 def test_progress_can_be_had_and_not_had(capfd, tpch):
     arguments = [*tables(tpch, "customer", "nation"), "--output", "csv", JOIN]
-    assert "stage 1: " in run(capfd, "--progress", *arguments)[2]
+    assert "stage " in run(capfd, "--progress", *arguments)[2]
     assert run(capfd, "--no-progress", *arguments)[2] == ""

@@ -16,7 +16,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 ROWS = 50_000  # in each file, 200 bytes a row: 100 MB and 1 GB
 FILES = {"once": 10, "tenfold": 100}
-SHUFFLED = {"broadcast_threshold": 0, "bytes_per_task": 0, "coordinator_threshold": 0}
+SHUFFLED = {
+    "broadcast_threshold": 0,
+    "bytes_per_task": 0,
+    "scan_bytes_per_task": 0,
+    "coordinator_threshold": 0,
+}
 # Everything is shuffled for the join, and nearly nothing comes out of it.
 QUERY = """
     SELECT few.word, big.word FROM few JOIN big ON few.id = big.id WHERE big.word <> 'none'
