@@ -221,7 +221,7 @@ def test_nothing_of_a_released_query_is_kept(pool):
     references = [weakref.ref(thing) for thing in things]
     things.clear()
     pool.release(QUERY)
-    eventually(lambda: gc.collect() and not any(reference() for reference in references))
+    eventually(lambda: (gc.collect(), not any(reference() for reference in references))[1])
 
 
 def test_a_closed_pool_starts_nothing(pool):
