@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _CONTINUATION: Final = b"\xff\xff\xff\xff"
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
+_U16, _U32, _I32, _I64 = (struct.Struct(form).unpack_from for form in ("<H", "<I", "<i", "<q"))
 _NOTHING: Final = memoryview(b"")
 
 
@@ -50,8 +51,9 @@ class BatchDecoder:
         metadata = pa.py_buffer(data.app_metadata) if len(data.app_metadata) else None
         if not len(data.header):
             return None if metadata is None else FlightStreamChunk(None, metadata)
-        kind = _message_kind(data.header)
-        self._pieces.add(data.header, data.body)
+        kind, size = _kind_and_size(data.header)
+        # What a server pads the body with would be taken for the next message.
+        self._pieces.add(data.header, data.body[:size] if size >= 0 else data.body)
         if kind == _SCHEMA:
             if self._reader is not None:
                 raise pa.ArrowInvalid("the stream has a second schema")
@@ -67,7 +69,12 @@ class BatchDecoder:
             return None
         if kind != _BATCH:
             raise pa.ArrowInvalid(f"the stream has a message of the unknown kind {kind}")
-        return FlightStreamChunk(self._reader.read_next_batch(), metadata)
+        try:
+            batch = self._reader.read_next_batch()
+        except StopIteration:
+            # To a caller this would be the end of the stream, with batches missing.
+            raise pa.ArrowInvalid("a message with a batch holds none") from None
+        return FlightStreamChunk(batch, metadata)
 
 
 class BatchEncoder:
@@ -89,7 +96,9 @@ class BatchEncoder:
         """The messages of ``batch``: new dictionaries, then itself with ``app_metadata``."""
         self._writer.write_batch(batch)
         # pyarrow writes the schema with the first batch.
-        written = (m for m in _messages(self._sink.take()) if _message_kind(m.header) != _SCHEMA)
+        written = (
+            m for m in _messages(self._sink.take()) if _kind_and_size(m.header)[0] != _SCHEMA
+        )
         *dictionaries, last = written
         return [*dictionaries, last._replace(app_metadata=memoryview(app_metadata))]
 
@@ -99,26 +108,25 @@ def metadata_only(app_metadata: bytes, descriptor: bytes = b"") -> FlightData:
     return FlightData(memoryview(descriptor), _NOTHING, memoryview(app_metadata), _NOTHING)
 
 
-def _message_kind(header: memoryview) -> int:
-    """The kind of an IPC message: a field of the flatbuffer that its metadata is."""
+def _kind_and_size(header: memoryview) -> tuple[int, int]:
+    """The kind of an IPC message and the length of its buffers.
+
+    They are the second and the fourth field of the flatbuffer that its metadata is; what is
+    left out is 0.
+    """
     try:
-        (root,) = struct.unpack_from("<I", header)
-        (back,) = struct.unpack_from("<i", header, root)
-        (size,) = struct.unpack_from("<H", header, root - back)
-        # The second field of the table; its place in the vtable is after two lengths.
-        offset = struct.unpack_from("<H", header, root - back + 6)[0] if size > 6 else 0  # noqa: PLR2004
-        return header[root + offset] if offset else 0
+        (root,) = _U32(header)
+        vtable = root - _I32(header, root)[0]
+        (size,) = _U16(header, vtable)
+        # Behind two lengths, two bytes for each field.
+        kind_at = _U16(header, vtable + 6)[0] if size > 6 else 0  # noqa: PLR2004
+        size_at = _U16(header, vtable + 10)[0] if size > 10 else 0  # noqa: PLR2004
+        return (
+            header[root + kind_at] if kind_at else 0,
+            _I64(header, root + size_at)[0] if size_at else 0,
+        )
     except (struct.error, IndexError) as error:
         raise pa.ArrowInvalid("the stream has a message whose metadata cannot be read") from error
-
-
-def _body_size(header: memoryview) -> int:
-    """The fourth field, the length of a message's buffers."""
-    (root,) = struct.unpack_from("<I", header)
-    (back,) = struct.unpack_from("<i", header, root)
-    (size,) = struct.unpack_from("<H", header, root - back)
-    offset = struct.unpack_from("<H", header, root - back + 10)[0] if size > 10 else 0  # noqa: PLR2004
-    return int(struct.unpack_from("<q", header, root + offset)[0]) if offset else 0
 
 
 class _Pieces:
@@ -186,6 +194,6 @@ def _messages(view: memoryview) -> Iterator[FlightData]:
         (size,) = struct.unpack_from("<i", view, at + 4)
         header = view[at + 8 : at + 8 + size]
         at += 8 + size
-        body = view[at : at + _body_size(header)]
+        body = view[at : at + _kind_and_size(header)[1]]
         at += len(body)
         yield FlightData(_NOTHING, header, _NOTHING, body)

@@ -59,15 +59,28 @@ METHODS: Final = {
 }
 
 
-def stub(channel: Any, name: str) -> Any:
-    """The callable of ``channel``, a grpcio one of either kind, for one method."""
+def stub(channel: Any, name: str, *, decode: bool = True) -> Any:
+    """The callable of ``channel``, a grpcio one of either kind, for one method.
+
+    Not to ``decode`` gives answers as bytes, for `decoded`.
+    """
     method = METHODS[name]
     kind = "_".join("stream" if streams else "unary" for streams in method.streams)
     return getattr(channel, kind)(
         wire.SERVICE + method.name,
         request_serializer=method.encode,
-        response_deserializer=method.decode,
+        response_deserializer=method.decode if decode else None,
     )
+
+
+def decoded(method: Method, message: bytes) -> Any:
+    """An answer of ``method``. Raises ``FlightInternalError`` for what is none."""
+    try:
+        return method.decode(message)
+    except Exception as error:
+        raise flight.FlightInternalError(
+            f"the server's answer to {method.name} cannot be read ({type(error).__name__})"
+        ) from error
 
 
 def as_metadata(headers: Any) -> tuple[tuple[str, str | bytes], ...] | None:

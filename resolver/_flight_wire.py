@@ -122,6 +122,8 @@ def decode_poll_info(message: bytes) -> PollInfo:
 def _timestamp(message: memoryview) -> dt.datetime:
     found = {number: value for number, value in _fields(message) if isinstance(value, int)}
     seconds, nanos = found.get(1, 0), found.get(2, 0)
+    if seconds >> 63:  # before 1970: two's complement of 64 bits
+        seconds -= 1 << 64
     epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
     return epoch + dt.timedelta(seconds=seconds, microseconds=nanos // 1000)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ._flight_calls import stub
 from ._fork import refuse_in_forked_child
 from ._grpc_options import Deadline, GrpcOptions, import_grpc, target_of, unreachable
+from ._headers import listen_to_headers
 from ._urls import WorkerUrl, parse_worker_url
 
 if TYPE_CHECKING:
@@ -67,10 +68,12 @@ class GrpcConnector(GrpcOptions):
         return grpc.secure_channel(target, credentials, options)
 
     def _probe(self, grpc: Any, channel: Any, worker: WorkerUrl, deadline: Deadline) -> None:
-        try:
-            for _ in stub(channel, "list_actions")(b"", timeout=deadline.left):
-                pass
-        except grpc.RpcError as cause:
-            error = unreachable(worker, cause, deadline)
-            if error is not None:
-                raise error from cause
+        error = None
+        with listen_to_headers() as sent:
+            try:
+                for _ in stub(channel, "list_actions")(b"", timeout=deadline.left):
+                    pass
+            except grpc.RpcError as refusal:
+                error = unreachable(worker, refusal, deadline, sent)
+        if error is not None:
+            raise error  # out here, so that words not masked are no context of it

@@ -6,6 +6,7 @@ For users of interceptors, service config, channelz and the like. How a channel 
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import pyarrow as pa
 from pyarrow import flight
 
+from ._background import discard
 from ._flight_batches import BatchDecoder, BatchEncoder, FlightStreamChunk, metadata_only
 from ._flight_calls import METHODS, as_flight_error, as_metadata, stub
 
@@ -193,7 +195,20 @@ class _Channel:
         self._close = close
 
     def __del__(self) -> None:
-        if self._close is not None:
+        # close() waits for a thread of gRPC's. That may be the very thread that is here, if it
+        # collected a cycle; and in an interpreter that ends, it never runs again.
+        if self._close is not None and not sys.is_finalizing():
+            discard([_Closing(self._close)])
+
+
+class _Closing:
+    """Closes a channel when it is let go: on the disposer's thread."""
+
+    def __init__(self, close: Callable[[], object]) -> None:
+        self._close = close
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
             self._close()
 
 
@@ -223,7 +238,7 @@ class _Messages:
 
     def __del__(self) -> None:
         # Nobody reads it any more; the server need not go on.
-        if self._channel is not None:
+        if self._channel is not None and not sys.is_finalizing():
             self._call.cancel()
 
 

@@ -28,10 +28,12 @@ from ._flight import (
     masked,
     reconnect_options,
 )
-from ._flight_calls import CHANNEL_OPTIONS
+from ._flight_calls import CHANNEL_OPTIONS, flight_error
+from ._headers import redact
 from ._presets import Keepalive, LoadBalancing, Retry, channel_arguments
 
 if TYPE_CHECKING:
+    from ._headers import HeaderValue
     from ._urls import WorkerUrl
 
 Layer = Callable[[Any], Any]
@@ -163,15 +165,37 @@ class Deadline:
         return time.monotonic() >= self.end - _CLOCK_STEP
 
 
-def unreachable(worker: WorkerUrl, error: Any, deadline: Deadline) -> WorkerConnectError | None:
-    """What a probe that ended with this ``grpc.RpcError`` means; ``None``: a worker answered."""
+def unreachable(
+    worker: WorkerUrl,
+    error: Any,
+    deadline: Deadline,
+    sent: Iterable[tuple[str, HeaderValue]] = (),
+) -> WorkerConnectError | None:
+    """What a probe that ended with this ``grpc.RpcError`` means; ``None``: a worker answered.
+
+    The error has its cause. Neither holds what layers ``sent``, which a peer may repeat.
+    """
+    said = error.details() or ""
+    explained = _explained(worker, error, deadline, lambda text: redact(text, sent))
+    if explained is None:
+        return None
+    explained.__cause__ = error
+    if redact(said, sent) != said:
+        made = type(flight_error(error))
+        explained.__cause__ = made(redact(said, sent))
+    return explained
+
+
+def _explained(
+    worker: WorkerUrl, error: Any, deadline: Deadline, mask: Callable[[str], str]
+) -> WorkerConnectError | None:
     code, said = error.code().name, error.details() or ""
     if code not in _UNREACHABLE or is_workers_answer(said):
         return None
     if code == "DEADLINE_EXCEEDED" and not deadline.passed:
         return WorkerConnectError(
             f"Could not connect to worker {worker.key}: the call was answered "
-            f"DEADLINE_EXCEEDED before its deadline: {transport_detail(said)}; "
+            f"DEADLINE_EXCEEDED before its deadline: {transport_detail(mask(said))}; "
             "check the worker and any proxy in front of it",
             url=worker.key,
         )
@@ -182,7 +206,7 @@ def unreachable(worker: WorkerUrl, error: Any, deadline: Deadline) -> WorkerConn
             "connect_timeout",
             url=worker.key,
         )
-    reason, remedy = explain_unavailable(said, tls=worker.is_tls)
+    reason, remedy = explain_unavailable(said, tls=worker.is_tls, redact=mask)
     return WorkerConnectError(
         f"Could not connect to worker {worker.key}: {reason}; {remedy}", url=worker.key
     )

@@ -12,7 +12,9 @@ from __future__ import annotations
 import base64
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final, TypeAlias
 
 from pyarrow import flight
@@ -46,6 +48,10 @@ REFUSE_CALL: Final = {"resolver could not get the headers of this call": ""}
 _SHORTEST_SECRET: Final = 4
 
 _log = logging.getLogger("resolver")
+
+_listening: ContextVar[list[tuple[str, HeaderValue]] | None] = ContextVar(
+    "resolver_sent_headers", default=None
+)
 
 
 def normalize_headers(headers: StaticHeaders) -> NormalHeaders:
@@ -107,7 +113,25 @@ class CallHeadersFactory(flight.ClientMiddlewareFactory):  # type: ignore[misc] 
         return redact(text, self.sent)
 
 
-def redact(text: str, headers: NormalHeaders) -> str:
+@contextmanager
+def listen_to_headers() -> Iterator[list[tuple[str, HeaderValue]]]:
+    """A list of what layers of this package send with the calls of this block."""
+    sent: list[tuple[str, HeaderValue]] = []
+    token = _listening.set(sent)
+    try:
+        yield sent
+    finally:
+        _listening.reset(token)
+
+
+def note_headers(headers: Iterable[tuple[str, HeaderValue]]) -> None:
+    """Tell who listens, if anybody does, what a layer sends."""
+    sent = _listening.get()
+    if sent is not None:
+        sent.extend(headers)
+
+
+def redact(text: str, headers: Iterable[tuple[str, HeaderValue]]) -> str:
     """``text`` with the headers' values masked: a server may echo what it was sent.
 
     Each word of a value counts, and the base64 of a binary one. Words of fewer than

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import flight
 
 from resolver._flight_batches import BatchDecoder, BatchEncoder, FlightStreamChunk, metadata_only
-from resolver._flight_calls import METHODS, as_flight_error, as_metadata, stub
+from resolver._flight_calls import METHODS, as_flight_error, as_metadata, decoded, stub
 from resolver._grpc_options import import_grpc
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ class FlightServiceClient:
 
     def __init__(self, channel: Any) -> None:
         self._channel: Any = channel
-        self._stubs: dict[str, Any] = {name: stub(channel, name) for name in METHODS}
+        # Of an answer that cannot be decoded, grpc.aio itself makes a silent None.
+        self._stubs: dict[str, Any] = {name: stub(channel, name, decode=False) for name in METHODS}
 
     async def handshake(
         self, payload: bytes = b"", *, timeout: float | None = None, headers: Any = None
@@ -168,15 +169,18 @@ class FlightServiceClient:
 
     async def _unary(self, name: str, request: Any, timeout: float | None, headers: Any) -> Any:
         try:
-            return await self._method(name)(request, timeout=timeout, metadata=as_metadata(headers))
+            message = await self._method(name)(
+                request, timeout=timeout, metadata=as_metadata(headers)
+            )
         except Exception as error:  # noqa: BLE001 -- those of grpc become pyarrow's
             raise as_flight_error(error) from None
+        return decoded(METHODS[name], message)
 
     def _stream(self, name: str, request: Any, timeout: float | None, headers: Any) -> _Messages:
         method, channel = self._method(name), self._channel
         requests = () if request is None else (request,)
         call = method(*requests, timeout=timeout, metadata=as_metadata(headers))
-        return _Messages(call, channel, METHODS[name].encode)
+        return _Messages(call, channel, name)
 
     def _method(self, name: str) -> Any:
         method = self._stubs.get(name)
@@ -188,9 +192,9 @@ class FlightServiceClient:
 class _Messages:
     """The answers of a call, with pyarrow's errors, and its requests. Holds on to the channel."""
 
-    def __init__(self, call: Any, channel: Any, encode: Callable[[Any], bytes]) -> None:
+    def __init__(self, call: Any, channel: Any, name: str) -> None:
         self._call = call
-        self._encode = encode
+        self._method = METHODS[name]
         self._channel = channel
         self._eof = import_grpc().aio.EOF
         self._ended = False
@@ -212,7 +216,12 @@ class _Messages:
         if message is self._eof:
             self._end()
             raise StopAsyncIteration
-        return message
+        try:
+            return decoded(self._method, message)
+        except flight.FlightInternalError:
+            self._call.cancel()
+            self._end()
+            raise
 
     async def write(self, message: Any) -> bool:
         """Whether it was sent: not after the call has ended; reading then says why."""
@@ -237,7 +246,7 @@ class _Messages:
         if self._call.done():
             raise asyncio.InvalidStateError
         try:
-            await core.send_serialized_message(self._encode(message))
+            await core.send_serialized_message(self._method.encode(message))
         except import_grpc()._cython.cygrpc.InternalError:  # noqa: SLF001 -- it has no public name
             raise asyncio.InvalidStateError from None
         except asyncio.CancelledError:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from resolver._flight_calls import stub
 from resolver._fork import refuse_in_forked_child
 from resolver._grpc_options import Deadline, GrpcOptions, import_grpc, target_of, unreachable
+from resolver._headers import listen_to_headers
 from resolver._urls import WorkerUrl, parse_worker_url
 
 if TYPE_CHECKING:
@@ -84,10 +85,12 @@ class GrpcConnector(GrpcOptions):
         return channel
 
     async def _probe(self, grpc: Any, channel: Any, worker: WorkerUrl, deadline: Deadline) -> None:
-        try:
-            async for _ in stub(channel, "list_actions")(b"", timeout=deadline.left):
-                pass
-        except grpc.RpcError as cause:
-            error = unreachable(worker, cause, deadline)
-            if error is not None:
-                raise error from cause
+        error = None
+        with listen_to_headers() as sent:
+            try:
+                async for _ in stub(channel, "list_actions")(b"", timeout=deadline.left):
+                    pass
+            except grpc.RpcError as refusal:
+                error = unreachable(worker, refusal, deadline, sent)
+        if error is not None:
+            raise error  # out here, so that words not masked are no context of it

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
+from resolver._headers import note_headers
+
 from ._call import Begins, Call, EndOnce
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class _Interceptor:
             details.timeout,
         )
         end = await self._layer.begin_async(call)
+        note_headers(call.headers)
         changed = details._replace(timeout=call.timeout, metadata=grpc.aio.Metadata(*call.headers))
         if end is None:
             return await continuation(changed, request)

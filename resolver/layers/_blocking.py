@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 
+from resolver._headers import note_headers
+
 from ._call import Begins, Call, EndOnce
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class _Interceptor(
     def _intercept(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
         call = Call(details.method, list(details.metadata or ()), details.timeout)
         end = self._layer.begin(call)
+        note_headers(call.headers)
         changed = _Details(
             call.method,
             call.timeout,

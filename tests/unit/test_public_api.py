@@ -54,7 +54,9 @@ def test_what_is_promised_is_exported():
 def test_all_is_sorted_and_equals_what_is_there(name):
     module = importlib.import_module(name)
     assert list(module.__all__) == sorted(module.__all__)
-    assert public(module) == set(module.__all__)
+    # Some are there only once somebody asks for them.
+    found = {name for name in module.__all__ if getattr(module, name) is not None}
+    assert public(module) | found == set(module.__all__)
 
 
 @pytest.mark.parametrize("name", sorted(PROMISED))
