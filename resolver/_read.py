@@ -31,6 +31,7 @@ from ._endpoints import (
 )
 from ._errors import ResolverError
 from ._fetch import Fetch
+from ._grpc_client import FlightServiceClient
 from ._resolver import default_channel_resolver
 from ._urls import parse_worker_url
 
@@ -226,7 +227,7 @@ class _Calls:
             raise TypeError("to read a descriptor, pass the url= of the worker to ask")
         client = self._client(None)
         with self._invalidating(None, client):
-            return client.get_flight_info(descriptor, self._options())
+            return client.get_flight_info(descriptor, **self._options(client))
 
     def fetch_endpoint(self, index: int, fetch: Fetch) -> None:
         """Read one endpoint from the first of its locations that answers."""
@@ -240,7 +241,7 @@ class _Calls:
             try:
                 client = self._client(place)
                 with self._invalidating(place, client):
-                    stream = client.do_get(endpoint.ticket, self._options())
+                    stream = client.do_get(endpoint.ticket, **self._options(client))
                     with fetch.opened(stream):
                         self._check_schema(stream.schema, fetch, name, place)
                         for batch in _batches(stream):
@@ -268,7 +269,7 @@ class _Calls:
         try:
             client = self._client(None)
             with self._invalidating(None, client):
-                results = client.do_action(renewal_of(endpoint), self._options())
+                results = client.do_action(renewal_of(endpoint), **self._options(client))
                 return renewed_endpoint(results), ""
         except _CALL_ERRORS as error:
             # A server need not renew, and may serve what it called expired.
@@ -284,8 +285,10 @@ class _Calls:
     def _shown(self, place: Place) -> str:
         return place if place is not None else self._origin or ""
 
-    def _options(self) -> flight.FlightCallOptions:
-        return flight.FlightCallOptions(timeout=self._timeout)
+    def _options(self, client: Any) -> dict[str, Any]:
+        if isinstance(client, FlightServiceClient):
+            return {"timeout": self._timeout}
+        return {"options": flight.FlightCallOptions(timeout=self._timeout)}
 
     @contextlib.contextmanager
     def _invalidating(self, place: Place, client: Any) -> Iterator[None]:

@@ -8,6 +8,7 @@ whoever made the channel. A client belongs to the event loop of its channel.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -17,6 +18,7 @@ from pyarrow import flight
 from resolver._flight_batches import BatchDecoder, BatchEncoder, FlightStreamChunk, metadata_only
 from resolver._flight_calls import METHODS, as_flight_error, as_metadata, decoded, stub
 from resolver._grpc_options import import_grpc
+from resolver._single_flight import without_traceback
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -198,29 +200,32 @@ class _Messages:
         self._channel = channel
         self._eof = import_grpc().aio.EOF
         self._ended = False
+        self._failure: BaseException | None = None
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Any:
         if self._ended:
+            if self._failure is not None:  # what came before is not all there is
+                raise without_traceback(self._failure)
             raise StopAsyncIteration
         try:
             message = await self._call.read()
         except Exception as error:  # noqa: BLE001 -- those of grpc become pyarrow's
-            self._end()
+            self._end(as_flight_error(error))
             raise as_flight_error(error) from None
         except BaseException:  # the task was cancelled, and the call with it
-            self._end()
+            self._end(flight.FlightCancelledError("a task that read the stream was cancelled"))
             raise
         if message is self._eof:
             self._end()
             raise StopAsyncIteration
         try:
             return decoded(self._method, message)
-        except flight.FlightInternalError:
+        except flight.FlightInternalError as error:
             self._call.cancel()
-            self._end()
+            self._end(error)
             raise
 
     async def write(self, message: Any) -> bool:
@@ -254,14 +259,17 @@ class _Messages:
             raise
 
     async def done_writing(self) -> None:
-        await self._call.done_writing()
+        # A call that the server has ended; reading says why.
+        with contextlib.suppress(import_grpc()._cython.cygrpc.InternalError):  # noqa: SLF001
+            await self._call.done_writing()
 
     def cancel(self) -> None:
         """End the call now; the next read says so."""
         self._call.cancel()
 
-    def _end(self) -> None:
+    def _end(self, failure: Exception | None = None) -> None:
         self._ended = True
+        self._failure = None if failure is None else without_traceback(failure)
         self._channel = None
 
     def __del__(self) -> None:
@@ -370,6 +378,7 @@ class FlightStreamWriter:
         self._options = options
         self._encoder: BatchEncoder | None = None
         self._closed = False
+        self._done = False
 
     async def begin(self, schema: pa.Schema, options: pa.ipc.IpcWriteOptions | None = None) -> None:
         """Send the schema of the batches that follow."""
@@ -401,6 +410,7 @@ class FlightStreamWriter:
 
     async def done_writing(self) -> None:
         """Say that there is no more to come. Reading may go on."""
+        self._done = True
         await self._messages.done_writing()
 
     async def close(self) -> None:
@@ -427,7 +437,7 @@ class FlightStreamWriter:
         return descriptor
 
     async def _send(self, data: wire.FlightData) -> None:
-        if self._closed:
+        if self._closed or self._done:
             raise pa.ArrowInvalid("this writer is closed")
         if not await self._messages.write(data):
             # The server has ended the call: its error says why.

@@ -19,7 +19,12 @@ import pytest
 
 grpc = pytest.importorskip("grpc")
 
-from resolver import GrpcConnector, WorkerConnectError  # noqa: E402  # only where grpcio is
+from resolver import (  # noqa: E402  # only where grpcio is
+    DefaultChannelResolver,
+    GrpcConnector,
+    WorkerConnectError,
+    read,
+)
 from resolver import _flight_wire as wire  # noqa: E402
 from resolver._flight_batches import BatchEncoder  # noqa: E402
 from resolver.aio import GrpcConnector as AioConnector  # noqa: E402
@@ -307,3 +312,80 @@ def test_a_program_ends_though_a_stream_is_left_open(url, cycle):
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr
+
+
+def test_a_stream_that_failed_does_not_end_as_if_it_were_whole():
+    """In asyncio a caller that goes on after an error or a cancelled wait must not get a part."""
+
+    class Stuck(flight.FlightServerBase):
+        def do_get(self, context, ticket):
+            batch = pa.record_batch({"a": [1]})
+            return flight.GeneratorStream(batch.schema, self.batches(batch, ticket, context))
+
+        def batches(self, batch, ticket, context):
+            yield batch
+            if ticket.ticket == b"fails":
+                raise flight.FlightServerError("half-way")
+            while not context.is_cancelled():
+                threading.Event().wait(0.01)
+
+    async def read(port, name, error):
+        client = await AioConnector().connect(f"http://127.0.0.1:{port}")
+        reader = await client.do_get(flight.Ticket(name))
+        await reader.read_chunk()
+        with pytest.raises((TimeoutError, flight.FlightServerError)):
+            await asyncio.wait_for(reader.read_chunk(), 0.5)
+        for _ in range(2):
+            with pytest.raises(error):
+                await reader.read_all()
+        await client.close()
+
+    with Stuck("grpc://127.0.0.1:0") as server:
+        asyncio.run(read(server.port, b"fails", flight.FlightServerError))
+        asyncio.run(read(server.port, b"stuck", flight.FlightCancelledError))
+
+
+def test_nothing_is_written_after_the_end_was_announced():
+    class Taking(flight.FlightServerBase):
+        def do_put(self, context, descriptor, reader, writer):
+            reader.read_all()
+
+    batch = pa.record_batch({"a": [1]})
+    descriptor = flight.FlightDescriptor.for_path("a")
+
+    async def put(port):
+        client = await AioConnector().connect(f"http://127.0.0.1:{port}")
+        writer, _ = await client.do_put(descriptor, batch.schema)
+        await writer.done_writing()
+        with pytest.raises(pa.ArrowInvalid, match="closed"):
+            await writer.write_batch(batch)
+        await writer.close()
+        await client.close()
+
+    with Taking("grpc://127.0.0.1:0") as server:
+        asyncio.run(put(server.port))
+        with GrpcConnector().connect(f"http://127.0.0.1:{server.port}") as client:
+            writer, _ = client.do_put(descriptor, batch.schema)
+            writer.done_writing()
+            with pytest.raises(pa.ArrowInvalid, match="closed"):
+                writer.write_batch(batch)
+            writer.close()
+
+
+def test_a_flight_info_is_read_through_grpcio_clients():
+    class Two(flight.FlightServerBase):
+        def get_flight_info(self, context, descriptor):
+            endpoints = [flight.FlightEndpoint(b"%d" % n, []) for n in range(2)]
+            return flight.FlightInfo(pa.schema([("a", pa.int64())]), descriptor, endpoints, -1, -1)
+
+        def do_get(self, context, ticket):
+            return flight.RecordBatchStream(pa.table({"a": [int(ticket.ticket)]}))
+
+    with Two("grpc://127.0.0.1:0") as server, DefaultChannelResolver(GrpcConnector()) as resolver:
+        reader = read(
+            flight.FlightDescriptor.for_path("a"),
+            resolver,
+            url=f"http://127.0.0.1:{server.port}",
+            timeout=20.0,
+        )
+        assert sorted(reader.read_all().column("a").to_pylist()) == [0, 1]
