@@ -31,7 +31,6 @@ from ._endpoints import (
 )
 from ._errors import ResolverError
 from ._fetch import Fetch
-from ._grpc_client import FlightServiceClient
 from ._resolver import default_channel_resolver
 from ._urls import parse_worker_url
 
@@ -286,6 +285,8 @@ class _Calls:
         return place if place is not None else self._origin or ""
 
     def _options(self, client: Any) -> dict[str, Any]:
+        from ._grpc_client import FlightServiceClient  # noqa: PLC0415 -- most never read so
+
         if isinstance(client, FlightServiceClient):
             return {"timeout": self._timeout}
         return {"options": flight.FlightCallOptions(timeout=self._timeout)}

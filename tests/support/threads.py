@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sysconfig
 import threading
 import time
@@ -101,3 +102,8 @@ def wait_until(condition: Callable[[], object], *, deadline: float = DEADLINE) -
         if time.monotonic() > until:
             raise TimeoutError(f"not true within {deadline:g} s: {condition}")
         time.sleep(0.001)
+
+
+def wait_until_collected(condition: Callable[[], object], *, deadline: float = DEADLINE) -> None:
+    """`wait_until`, with garbage collected before each look: one pass need not be all of it."""
+    wait_until(lambda: gc.collect() >= 0 and condition(), deadline=deadline)

@@ -11,7 +11,7 @@ import pytest
 
 from resolver import _background
 from tests.support.aio import AioConnector, run, until
-from tests.support.threads import Background, run_concurrently, wait_until
+from tests.support.threads import Background, run_concurrently, wait_until, wait_until_collected
 
 URL = "http://10.0.0.7:50051"
 
@@ -77,8 +77,7 @@ def test_loops_of_one_thread_one_after_another(resolver, connector):
         assert connector.calls == number + 1
         assert len(resolver) == 0
         del client
-    gc.collect()
-    assert len(connector.ended) == 20
+    wait_until_collected(lambda: len(connector.ended) == 20)
     stats = resolver.stats()
     assert (stats.hits, stats.misses, stats.invalidated, stats.clients) == (20, 20, 20, 0)
     # Nothing is left of any of them, however many there were.
@@ -142,9 +141,7 @@ def test_an_unclosed_loop_is_not_kept_alive_by_its_clients(resolver, connector):
     assert client.loop is loop  # through it, whoever holds the client holds the loop
     reference = weakref.ref(loop)
     del loop, client
-    gc.collect()
-    assert reference() is None
-    assert len(connector.ended) == 1
+    wait_until_collected(lambda: reference() is None and len(connector.ended) == 1)
     assert len(resolver) == 0
     assert resolver.stats().invalidated == 1
     run(twice(resolver))
@@ -161,9 +158,8 @@ def test_a_resolver_that_ends_leaves_nothing_on_the_loop(resolver, aio_resolver_
         reference = weakref.ref(another)
         del another
         await until(lambda: reference() is None)
-        await asyncio.sleep(0)
-        assert set(vars(asyncio.get_running_loop())) == before
-        assert len(connector.ended) == 1
+        await until(lambda: set(vars(asyncio.get_running_loop())) == before)
+        await until(lambda: len(connector.ended) == 1)
 
     run(main())
 
