@@ -19,6 +19,7 @@ from ._resolver import (
     ResolverStats,
     default_channel_resolver,
 )
+from ._tls import TlsConfig
 
 if _typing.TYPE_CHECKING:
     from ._flight_calls import CHANNEL_OPTIONS
@@ -42,6 +43,7 @@ __all__ = [
     "ResolverError",
     "ResolverStats",
     "Retry",
+    "TlsConfig",
     "WorkerConnectError",
     "WorkerConnectTimeoutError",
     "create_flight_client",

@@ -39,7 +39,7 @@ class Expiring(Protocol):
     def _expire(self, stripe_index: int, /) -> int: ...
 
 
-class _Daemon:
+class Daemon:
     """A thread that starts when it is first needed, and again should it ever end."""
 
     name: str
@@ -81,7 +81,7 @@ class _Daemon:
         raise NotImplementedError
 
 
-class Disposer(_Daemon):
+class Disposer(Daemon):
     """Holds dropped clients until nobody else does, then lets go on its own thread.
 
     A client's last reference may take a while to release (a gRPC channel is torn down)
@@ -132,7 +132,7 @@ class Disposer(_Daemon):
             self._look_at = time.monotonic() + self._pause
 
 
-class Reaper(_Daemon):
+class Reaper(Daemon):
     """Expires what is idle in every resolver of the process, also when nobody calls."""
 
     name = "resolver-reaper"

@@ -49,6 +49,10 @@ _CLOSED_UNDER_TLS: Final = Diagnosis(
     "pass client_certificate and client_key if it asks for them, and check that the port is "
     "a Flight worker's",
 )
+OTHER_NAME: Final = Diagnosis(
+    "its certificate is for another host name",
+    "use that name in the URL, or pass it as override_hostname (tls_override_hostname)",
+)
 _TLS: Final = (
     (
         "empty address list",
@@ -68,13 +72,8 @@ _TLS: Final = (
             "pass the authority that signed it as tls_root_certificates and check its dates",
         ),
     ),
-    (
-        "is not in peer certificate",
-        Diagnosis(
-            "its certificate is for another host name",
-            "use that name in the URL, or pass it as tls_override_hostname",
-        ),
-    ),
+    ("is not in peer certificate", OTHER_NAME),
+    ("hostname verification check failed", OTHER_NAME),
     ("socket closed", _CLOSED_UNDER_TLS),
     ("connection reset", _CLOSED_UNDER_TLS),
 )
@@ -89,12 +88,25 @@ _PLAINTEXT: Final = (
 )
 
 
+def is_about_tls(message: str, *, tls: bool) -> bool:
+    """Whether a closer look at TLS may tell more than this message of an ``UNAVAILABLE``."""
+    if "errors resolving" in message or "DNS resolution failed" in message:
+        return False
+    text = _searched(message)
+    return any(fragment in text for fragment, _ in (_TLS if tls else _PLAINTEXT))
+
+
 def transport_detail(message: str) -> str:
     """Return the part of a gRPC message that tells what happened, bounded in length."""
     last = _LAST_ERROR.search(message)
     detail = last.group("detail") if last else _NOISE.sub("", message)
     detail = " ".join(detail.split())
     return detail if len(detail) <= _MAX_DETAIL else detail[:_MAX_DETAIL] + "..."
+
+
+def _searched(message: str) -> str:
+    # pyarrow's gRPC and grpcio's do not agree on how to write the names of OpenSSL's errors.
+    return transport_detail(message).lower().replace("_", " ")
 
 
 def is_workers_answer(message: str) -> bool:
@@ -114,8 +126,7 @@ def explain_unavailable(
     # A name lookup fails in many words, but always in front of any address.
     if "errors resolving" in message or "DNS resolution failed" in message:
         return _UNRESOLVED
-    detail = transport_detail(message)
-    text = detail.lower()
+    text = _searched(message)
     for fragment, diagnosis in _ANY_TRANSPORT + (_TLS if tls else _PLAINTEXT):
         if fragment in text:
             return diagnosis

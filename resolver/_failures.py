@@ -118,6 +118,10 @@ class FailureMemory:
         self._failures[key] = _Pardon(self.now())
         return last if isinstance(last, Failure) else None
 
+    def keys(self) -> list[str]:
+        """The URLs of which anything is remembered. A snapshot."""
+        return list(self._failures)
+
     def clear(self) -> None:
         """Forget everything."""
         self._failures = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 import pyarrow as pa
@@ -24,8 +24,10 @@ from ._diagnosis import (
 )
 from ._errors import WorkerConnectError, WorkerConnectTimeoutError
 from ._fork import refuse_in_forked_child
+from ._handshake import look_at_tls
 from ._headers import CallHeadersFactory, Headers, normalize_headers
 from ._presets import Keepalive, LoadBalancing, Retry, channel_arguments, check_preset
+from ._tls import Credentials, TlsConfig, UnusableCredentialsError, config_of
 from ._urls import WorkerUrl, parse_worker_url
 
 GenericOptions: TypeAlias = Mapping[str, int | str] | Iterable[tuple[str, int | str]]
@@ -43,7 +45,6 @@ _ATTEMPT_GRACE_MS: Final = 250
 _CLOCK_STEP: Final = 0.02
 _SHORTEST_CALL: Final = 0.001
 _INT32: Final = range(-(2**31), 2**31)
-_PEM_MARK: Final = b"-----BEGIN "
 
 
 @runtime_checkable
@@ -84,6 +85,8 @@ class FlightConnector:
       that end in ``-bin``), or a callable that returns one. The callable is asked for
       every call, in the calling thread, and must bound its own time; when it fails, the
       call is refused with ``FlightInternalError`` instead of leaving without headers.
+    - ``tls``: a `TlsConfig`: certificates and keys from files or callables, which may change
+      while the process runs. Instead of it, where they never change:
     - ``tls_root_certificates``: PEM of the authorities trusted for ``https`` workers;
       ``None`` means those of the system.
     - ``client_certificate``, ``client_key``: PEM, shown to workers that ask for them.
@@ -105,6 +108,7 @@ class FlightConnector:
 
     connect_timeout: float = 5.0
     headers: Headers | None = None
+    tls: TlsConfig | None = None
     tls_root_certificates: bytes | None = None
     client_certificate: bytes | None = None
     client_key: bytes | None = None
@@ -117,6 +121,7 @@ class FlightConnector:
     retry: Retry | None = None
     load_balancing: LoadBalancing | None = None
     generic_options: GenericOptions = ()
+    _tls: TlsConfig = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         """Normalise what may be given in several forms and refuse what cannot work."""
@@ -124,7 +129,8 @@ class FlightConnector:
         settle(self, "connect_timeout", checked_timeout(self.connect_timeout))
         if self.headers is not None and not callable(self.headers):
             settle(self, "headers", normalize_headers(self.headers))
-        self._check_tls()
+        settle(self, "_tls", config_of(self))
+        self._check_verification()
         settle(self, "layers", _checked_layers(self.layers))
         settle(self, "middleware", _checked_middleware(self.middleware))
         _check_write_limit(self.write_size_limit_bytes)
@@ -147,13 +153,16 @@ class FlightConnector:
         deadline = time.monotonic() + self.connect_timeout
         worker = parse_worker_url(url)
         refuse_in_forked_child(worker.key, deadline)
-        call_headers = None
-        if self.headers is not None:
-            call_headers = CallHeadersFactory(self.headers)  # type: ignore[arg-type]  # normalised above
-        layers = [layer.middleware() for layer in self.layers]
-        client = self._client(worker, call_headers, layers)
+        attempt = _Attempt(
+            worker,
+            deadline,
+            load_credentials(self._tls, worker, deadline),
+            None if self.headers is None else CallHeadersFactory(self.headers),  # type: ignore[arg-type]  # normalised above
+            [layer.middleware() for layer in self.layers],
+        )
+        client = self._client(attempt)
         try:
-            self._probe(client, worker, deadline, call_headers, layers)
+            self._probe(client, attempt)
         except BaseException:
             # Nobody else has it; left open, gRPC would go on dialling a dead worker for
             # as long as the exception's traceback keeps the client alive.
@@ -163,59 +172,44 @@ class FlightConnector:
 
     def __repr__(self) -> str:
         """Show what differs from the default, secrets masked."""
-        shown = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "connect_timeout" or value != field.default:
-                shown.append(f"{field.name}={masked(field.name, value)}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return shown_options(self)
 
-    def _client(
-        self,
-        worker: WorkerUrl,
-        call_headers: CallHeadersFactory | None,
-        layers: list[flight.ClientMiddlewareFactory],
-    ) -> flight.FlightClient:
+    def _client(self, attempt: _Attempt) -> flight.FlightClient:
         options = {
             **reconnect_options(self.connect_timeout),
             **channel_arguments(self.keepalive, self.retry, self.load_balancing),
             **dict(self.generic_options),
         }
         tls: dict[str, Any] = {}
-        if worker.is_tls:
+        credentials = attempt.credentials
+        if credentials is not None:
             tls = {
-                "tls_root_certs": self.tls_root_certificates,
-                "cert_chain": self.client_certificate,
-                "private_key": self.client_key,
-                "override_hostname": self.tls_override_hostname,
+                "tls_root_certs": credentials.root_certificates,
+                "cert_chain": credentials.client_certificate,
+                "private_key": credentials.client_key,
+                "override_hostname": self._tls.override_hostname,
                 "disable_server_verification": self.disable_server_verification,
             }
-        own = layers if call_headers is None else [call_headers, *layers]
+        headers = [] if attempt.headers is None else [attempt.headers]
         try:
             return flight.FlightClient(
-                worker.location,
-                middleware=[*own, *self.middleware],
+                attempt.worker.location,
+                middleware=[*headers, *attempt.layers, *self.middleware],
                 write_size_limit_bytes=self.write_size_limit_bytes,
                 generic_options=list(options.items()),
                 **tls,
             )
         except Exception as error:
             raise WorkerConnectError(
-                f"No client could be made for worker {worker.key}: pyarrow refused the options "
-                f"({type(error).__name__}); check those given to FlightConnector",
-                url=worker.key,
+                f"No client could be made for worker {attempt.worker.key}: pyarrow refused the "
+                f"options ({type(error).__name__}); check those given to FlightConnector",
+                url=attempt.worker.key,
             ) from error
 
-    def _probe(
-        self,
-        client: flight.FlightClient,
-        worker: WorkerUrl,
-        deadline: float,
-        call_headers: CallHeadersFactory | None,
-        layers: list[flight.ClientMiddlewareFactory],
-    ) -> None:
+    def _probe(self, client: flight.FlightClient, attempt: _Attempt) -> None:
+        worker = attempt.worker
         # wait_for_available() overshoots its timeout tenfold; the deadline of a call holds.
-        remaining = max(deadline - time.monotonic(), _SHORTEST_CALL)
+        remaining = max(attempt.deadline - time.monotonic(), _SHORTEST_CALL)
         unreachable = None
         try:
             client.list_actions(flight.FlightCallOptions(timeout=remaining))
@@ -223,10 +217,10 @@ class FlightConnector:
             if not is_workers_answer(str(error)):
                 unreachable = error
         except (flight.FlightError, pa.ArrowException, OSError) as error:
-            failure = call_headers.failure if call_headers is not None else None
+            failure = None if attempt.headers is None else attempt.headers.failure
             if failure is not None:
                 _raise_headers_failed(worker, failure)
-            for layer, factory in zip(self.layers, layers, strict=True):
+            for layer, factory in zip(self.layers, attempt.layers, strict=True):
                 _check_refusal(worker, layer, getattr(factory, "failure", None))
             if _never_left(error):
                 raise WorkerConnectError(
@@ -236,19 +230,14 @@ class FlightConnector:
                 ) from error
         if unreachable is not None:
             # Out here, so that words not yet masked are no context of what is raised.
-            self._raise_unreachable(worker, unreachable, deadline, _Redactor(call_headers, *layers))
+            self._raise_unreachable(attempt, unreachable)
 
-    def _raise_unreachable(
-        self,
-        worker: WorkerUrl,
-        error: Exception,
-        deadline: float,
-        redactor: CallHeadersFactory | _Redactor,
-    ) -> NoReturn:
+    def _raise_unreachable(self, attempt: _Attempt, error: Exception) -> NoReturn:
+        worker, deadline = attempt.worker, attempt.deadline
         passed = time.monotonic() >= deadline - _CLOCK_STEP
         message = str(error)
         # What is known is recognised in the words as they came, the rest is shown masked.
-        redact = redactor.redact
+        redact = _Redactor(attempt.headers, *attempt.layers).redact
         cause = error if redact(message) == message else type(error)(redact(message))
         if isinstance(error, flight.FlightTimedOutError) and not passed:
             raise WorkerConnectError(
@@ -268,27 +257,33 @@ class FlightConnector:
                 "connect_timeout",
                 url=worker.key,
             ) from cause
-        reason, remedy = explain_unavailable(message, tls=worker.is_tls, redact=redact)
+        left = deadline - time.monotonic()
+        reason, remedy = look_at_tls(
+            worker, message, attempt.credentials, self._tls.override_hostname, left
+        ) or explain_unavailable(message, tls=worker.is_tls, redact=redact)
         raise WorkerConnectError(
             f"Could not connect to worker {worker.key}: {reason}; {remedy}", url=worker.key
         ) from cause
 
-    def _check_tls(self) -> None:
-        for name in ("tls_root_certificates", "client_certificate", "client_key"):
-            check_pem(name, getattr(self, name))
-        if (self.client_certificate is None) != (self.client_key is None):
-            raise ValueError("client_certificate and client_key are given together or not at all")
+    def _check_verification(self) -> None:
         if not isinstance(self.disable_server_verification, bool):
             raise TypeError("disable_server_verification must be a bool")
-        if self.disable_server_verification and self.tls_root_certificates is not None:
+        if self.disable_server_verification and self._tls.verifies_by_own_roots:
             raise ValueError(
                 "tls_root_certificates would be ignored with disable_server_verification; "
                 "give one of them"
             )
-        if not isinstance(self.tls_override_hostname, str | None):
-            raise TypeError("tls_override_hostname must be a str")
-        if self.tls_override_hostname == "":
-            raise ValueError("tls_override_hostname must not be empty")
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One connect: to whom, until when, and what was made for it alone."""
+
+    worker: WorkerUrl
+    deadline: float
+    credentials: Credentials | None
+    headers: CallHeadersFactory | None
+    layers: list[flight.ClientMiddlewareFactory]
 
 
 class _Redactor:
@@ -330,6 +325,34 @@ def _never_left(error: Exception) -> bool:
     return isinstance(error, flight.FlightInternalError) and str(error).endswith("Invalid metadata")
 
 
+def load_credentials(tls: TlsConfig, worker: WorkerUrl, deadline: float) -> Credentials | None:
+    """What a TLS connection to ``worker`` shows and trusts; ``None`` for a plaintext one."""
+    if not worker.is_tls:
+        return None
+    try:
+        return tls.credentials(max(deadline - time.monotonic(), 0))
+    except TimeoutError as error:
+        raise WorkerConnectTimeoutError(
+            f"Could not connect to worker {worker.key} in time: {error}", url=worker.key
+        ) from error
+    except (OSError, UnusableCredentialsError) as error:
+        raise WorkerConnectError(
+            f"Could not connect to worker {worker.key}: the TLS credentials could not be "
+            f"loaded: {error}",
+            url=worker.key,
+        ) from error
+
+
+def shown_options(connector: Any) -> str:
+    """The ``repr`` of a connector: what differs from the defaults, secrets masked."""
+    shown = []
+    for option in fields(connector):
+        value = getattr(connector, option.name)
+        if option.init and (option.name == "connect_timeout" or value != option.default):
+            shown.append(f"{option.name}={masked(option.name, value)}")
+    return f"{type(connector).__name__}({', '.join(shown)})"
+
+
 def check_presets(
     keepalive: object, retry: object, load_balancing: object, options: GenericOptions
 ) -> None:
@@ -351,15 +374,6 @@ def reconnect_options(connect_timeout: float) -> dict[str, int]:
         "grpc.min_reconnect_backoff_ms": int(connect_timeout * 1_000) + _ATTEMPT_GRACE_MS,
         "grpc.max_reconnect_backoff_ms": _MAX_BACKOFF_MS,
     }
-
-
-def check_pem(name: str, value: object) -> None:
-    if value is None:
-        return
-    if not isinstance(value, bytes):
-        raise TypeError(f"{name} must be bytes (PEM), not {type(value).__name__}")
-    if _PEM_MARK not in value:
-        raise ValueError(f"{name} is not PEM: it has no '-----BEGIN' line")
 
 
 def checked_timeout(value: object) -> float:

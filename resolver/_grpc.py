@@ -12,12 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from ._flight_calls import stub
 from ._fork import refuse_in_forked_child
-from ._grpc_options import Deadline, GrpcOptions, import_grpc, target_of, unreachable
+from ._grpc_options import (
+    Deadline,
+    GrpcOptions,
+    channel_credentials,
+    import_grpc,
+    target_of,
+    unreachable,
+)
 from ._headers import listen_to_headers
 from ._urls import WorkerUrl, parse_worker_url
 
 if TYPE_CHECKING:
     from ._grpc_client import FlightServiceClient
+    from ._tls import Credentials
 
 __all__ = ["GrpcConnector", "create_flight_client"]
 
@@ -51,29 +59,37 @@ class GrpcConnector(GrpcOptions):
         worker = parse_worker_url(url)
         refuse_in_forked_child(worker.key, deadline.end)
         grpc = import_grpc()
-        channel = self._channel(grpc, worker)
+        credentials = self.credentials(worker, deadline)
+        channel = self._channel(grpc, worker, credentials)
         try:
             layered = self.layered(channel)
-            self._probe(grpc, layered, worker, deadline)
+            self._probe(grpc, layered, worker, credentials, deadline)
         except BaseException:
             channel.close()
             raise
         return FlightServiceClient(layered, close=channel.close)
 
-    def _channel(self, grpc: Any, worker: WorkerUrl) -> Any:
+    def _channel(self, grpc: Any, worker: WorkerUrl, credentials: Credentials | None) -> Any:
         target, options = target_of(worker), self.channel_options()
-        credentials = self.credentials(grpc, worker)
         if credentials is None:
             return grpc.insecure_channel(target, options)
-        return grpc.secure_channel(target, credentials, options)
+        return grpc.secure_channel(target, channel_credentials(grpc, credentials), options)
 
-    def _probe(self, grpc: Any, channel: Any, worker: WorkerUrl, deadline: Deadline) -> None:
+    def _probe(
+        self,
+        grpc: Any,
+        channel: Any,
+        worker: WorkerUrl,
+        credentials: Credentials | None,
+        deadline: Deadline,
+    ) -> None:
         error = None
         with listen_to_headers() as sent:
             try:
                 for _ in stub(channel, "list_actions")(b"", timeout=deadline.left):
                     pass
             except grpc.RpcError as refusal:
-                error = unreachable(worker, refusal, deadline, sent)
+                finding = self.look_at_tls(worker, credentials, refusal, deadline)
+                error = unreachable(worker, refusal, deadline, sent, finding)
         if error is not None:
             raise error  # out here, so that words not masked are no context of it

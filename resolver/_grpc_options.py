@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import unquote
 
 from ._diagnosis import (
+    Diagnosis,
     explain_unavailable,
     is_attempt_timeout,
     is_workers_answer,
@@ -21,16 +22,18 @@ from ._diagnosis import (
 from ._errors import WorkerConnectError, WorkerConnectTimeoutError
 from ._flight import (
     GenericOptions,
-    check_pem,
     check_presets,
     checked_options,
     checked_timeout,
-    masked,
+    load_credentials,
     reconnect_options,
+    shown_options,
 )
 from ._flight_calls import CHANNEL_OPTIONS, flight_error
+from ._handshake import look_at_tls
 from ._headers import redact
 from ._presets import Keepalive, LoadBalancing, Retry, channel_arguments
+from ._tls import Credentials, TlsConfig, config_of
 
 if TYPE_CHECKING:
     from ._headers import HeaderValue
@@ -61,6 +64,8 @@ class GrpcOptions:
     """How a channel to a worker is made. Immutable, comparable, safe to share.
 
     - ``connect_timeout``: seconds within which a connect returns or raises; at most a day.
+    - ``tls``: a `TlsConfig`: certificates and keys from files or callables, which may change
+      while the process runs. Instead of it, where they never change:
     - ``tls_root_certificates``: PEM of the authorities trusted for ``https`` workers;
       ``None`` means those of the system.
     - ``client_certificate``, ``client_key``: PEM, shown to workers that ask for them.
@@ -75,6 +80,7 @@ class GrpcOptions:
     """
 
     connect_timeout: float = 5.0
+    tls: TlsConfig | None = None
     tls_root_certificates: bytes | None = None
     client_certificate: bytes | None = None
     client_key: bytes | None = None
@@ -84,15 +90,13 @@ class GrpcOptions:
     retry: Retry | None = None
     load_balancing: LoadBalancing | None = None
     generic_options: GenericOptions = ()
+    _tls: TlsConfig = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         """Normalise what may be given in several forms and refuse what cannot work."""
         settle = object.__setattr__  # the class is frozen from here on
         settle(self, "connect_timeout", checked_timeout(self.connect_timeout))
-        for name in ("tls_root_certificates", "client_certificate", "client_key"):
-            check_pem(name, getattr(self, name))
-        if (self.client_certificate is None) != (self.client_key is None):
-            raise ValueError("client_certificate and client_key are given together or not at all")
+        settle(self, "_tls", config_of(self))
         given: object = self.layers
         if not isinstance(given, Iterable) or isinstance(given, str):
             raise TypeError("layers is a sequence of callables from channel to channel")
@@ -105,12 +109,7 @@ class GrpcOptions:
 
     def __repr__(self) -> str:
         """Show what differs from the default, secrets masked."""
-        shown = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "connect_timeout" or value != field.default:
-                shown.append(f"{field.name}={masked(field.name, value)}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return shown_options(self)
 
     def channel_options(self) -> list[tuple[str, int | str]]:
         """The arguments of a channel."""
@@ -118,17 +117,24 @@ class GrpcOptions:
         options["grpc.use_local_subchannel_pool"] = 1
         options.update(reconnect_options(self.connect_timeout))
         options.update(channel_arguments(self.keepalive, self.retry, self.load_balancing))
-        if self.tls_override_hostname is not None:
-            options["grpc.ssl_target_name_override"] = self.tls_override_hostname
+        if self._tls.override_hostname is not None:
+            options["grpc.ssl_target_name_override"] = self._tls.override_hostname
         options.update(dict(self.generic_options))
         return list(options.items())
 
-    def credentials(self, grpc: Any, worker: WorkerUrl) -> Any:
+    def credentials(self, worker: WorkerUrl, deadline: Deadline) -> Credentials | None:
         """What a TLS channel shows and trusts; ``None`` for a plaintext one."""
-        if not worker.is_tls:
+        return load_credentials(self._tls, worker, deadline.end)
+
+    def look_at_tls(
+        self, worker: WorkerUrl, credentials: Credentials | None, error: Any, deadline: Deadline
+    ) -> Diagnosis | None:
+        """What a failed probe has to do with TLS, if anything. Blocks until the deadline."""
+        if error.code().name != "UNAVAILABLE" or is_workers_answer(error.details() or ""):
             return None
-        return grpc.ssl_channel_credentials(
-            self.tls_root_certificates, self.client_key, self.client_certificate
+        left = deadline.end - time.monotonic()
+        return look_at_tls(
+            worker, error.details() or "", credentials, self._tls.override_hostname, left
         )
 
     def layered(self, channel: Any) -> Any:
@@ -136,6 +142,13 @@ class GrpcOptions:
         for layer in reversed(self.layers):
             channel = layer(channel)
         return channel
+
+
+def channel_credentials(grpc: Any, credentials: Credentials) -> Any:
+    """``credentials`` as a channel takes them."""
+    return grpc.ssl_channel_credentials(
+        credentials.root_certificates, credentials.client_key, credentials.client_certificate
+    )
 
 
 def target_of(worker: WorkerUrl) -> str:
@@ -170,13 +183,15 @@ def unreachable(
     error: Any,
     deadline: Deadline,
     sent: Iterable[tuple[str, HeaderValue]] = (),
+    finding: Diagnosis | None = None,
 ) -> WorkerConnectError | None:
     """What a probe that ended with this ``grpc.RpcError`` means; ``None``: a worker answered.
 
-    The error has its cause. Neither holds what layers ``sent``, which a peer may repeat.
+    ``finding`` is what a look at TLS found. The error has its cause.
+    Neither holds what layers ``sent``, which a peer may repeat.
     """
     said = error.details() or ""
-    explained = _explained(worker, error, deadline, lambda text: redact(text, sent))
+    explained = _explained(worker, error, deadline, lambda text: redact(text, sent), finding)
     if explained is None:
         return None
     explained.__cause__ = error
@@ -187,7 +202,11 @@ def unreachable(
 
 
 def _explained(
-    worker: WorkerUrl, error: Any, deadline: Deadline, mask: Callable[[str], str]
+    worker: WorkerUrl,
+    error: Any,
+    deadline: Deadline,
+    mask: Callable[[str], str],
+    finding: Diagnosis | None,
 ) -> WorkerConnectError | None:
     code, said = error.code().name, error.details() or ""
     if code not in _UNREACHABLE or is_workers_answer(said):
@@ -206,7 +225,7 @@ def _explained(
             "connect_timeout",
             url=worker.key,
         )
-    reason, remedy = explain_unavailable(said, tls=worker.is_tls, redact=mask)
+    reason, remedy = finding or explain_unavailable(said, tls=worker.is_tls, redact=mask)
     return WorkerConnectError(
         f"Could not connect to worker {worker.key}: {reason}; {remedy}", url=worker.key
     )

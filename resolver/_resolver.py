@@ -7,6 +7,7 @@ built (`_flight.py`).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -29,6 +30,7 @@ from ._errors import (
 from ._failures import DEFAULT_CAP, FailureMemory
 from ._flight import Connector, FlightConnector
 from ._single_flight import PendingConnect, without_traceback
+from ._tls import TLS_SCHEME, rotating
 from ._urls import mask_url, parse_worker_url
 
 if TYPE_CHECKING:
@@ -212,11 +214,13 @@ class DefaultChannelResolver(ClientCache):
     def _connect(self, key: str, lane: int, pending: PendingConnect) -> Any:
         self._watch()
         client, error, is_fresh = None, self._remembered(key, pending), False
+        generation = 0
         if error is None:
             is_fresh = True
             began = self._failures.now()
             pending.connecting_thread = threading.get_ident()
             try:
+                generation = self._credentials_of(key)
                 client, error = self._try_to_connect(key)
             finally:
                 pending.connecting_thread = None
@@ -236,6 +240,8 @@ class DefaultChannelResolver(ClientCache):
             if self._closed_by_caller:
                 del client  # or the error's traceback would hold it
                 raise _closed_error()
+        elif generation != self._credentials_of(key, look=False):
+            self._drop(key, client)  # made with what was rotated out meanwhile
         self._failures.reached(key)
         pending.succeed(client)
         return client
@@ -466,11 +472,36 @@ class DefaultChannelResolver(ClientCache):
         super()._advance_clock(seconds)
 
     def _watch(self) -> None:
-        """Have the reaper look after this resolver; not before it may hold anything."""
+        """Have others look after this resolver; not before it may hold anything."""
+        if self._watched:
+            return
+        self._watched = True
         timeouts = [t for t in (self.idle_timeout, self.failure_ttl) if t]
-        if timeouts and not self._watched:
-            self._watched = True
+        if timeouts:
             _background.watch(self, min(timeouts))
+        tls = rotating(self.connector)
+        if tls is not None:
+            tls.subscribe(self)
+
+    def _credentials_of(self, key: str, *, look: bool = True) -> int:
+        """Which generation of credentials a connect to `key` uses."""
+        tls = rotating(self.connector) if key.startswith(TLS_SCHEME) else None
+        if tls is None:
+            return 0
+        if look:
+            with contextlib.suppress(Exception):  # the connector says it
+                return tls.refresh()
+        return tls.generation
+
+    def _credentials_changed(self) -> None:
+        """Connect anew where the credentials of before were used; called by a `TlsConfig`."""
+        if self._is_inherited():
+            return
+        for key in {*self._failures.keys(), *self._keys()}:
+            if key.startswith(TLS_SCHEME):
+                if self.failure_ttl:
+                    self._failures.forget(key)
+                self._drop(key)
 
     def _check_usable(self) -> None:
         self._check_process()

@@ -6,17 +6,27 @@ deadline. grpc is imported when the first client is made, and not before.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from resolver._flight_calls import stub
 from resolver._fork import refuse_in_forked_child
-from resolver._grpc_options import Deadline, GrpcOptions, import_grpc, target_of, unreachable
+from resolver._grpc_options import (
+    Deadline,
+    GrpcOptions,
+    channel_credentials,
+    import_grpc,
+    target_of,
+    unreachable,
+)
 from resolver._headers import listen_to_headers
 from resolver._urls import WorkerUrl, parse_worker_url
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from resolver._tls import Credentials
 
     from ._client import FlightServiceClient
 
@@ -55,18 +65,20 @@ class GrpcConnector(GrpcOptions):
         worker = parse_worker_url(url)
         refuse_in_forked_child(worker.key, deadline.end)
         grpc = import_grpc()
-        channel = self._channel(grpc, worker)
+        credentials = None
+        if worker.is_tls:  # files may be slow, and callables block
+            credentials = await asyncio.to_thread(self.credentials, worker, deadline)
+        channel = self._channel(grpc, worker, credentials)
         try:
             layered = self._layered(channel)
-            await self._probe(grpc, layered, worker, deadline)
+            await self._probe(grpc, layered, worker, credentials, deadline)
         except BaseException:
             await channel.close()
             raise
         return FlightServiceClient(layered)
 
-    def _channel(self, grpc: Any, worker: WorkerUrl) -> Any:
+    def _channel(self, grpc: Any, worker: WorkerUrl, credentials: Credentials | None) -> Any:
         target, options = target_of(worker), self.channel_options()
-        credentials = self.credentials(grpc, worker)
         interceptors = [
             interceptor
             for layer in self.layers
@@ -76,7 +88,8 @@ class GrpcConnector(GrpcOptions):
         interceptors += self.interceptors
         if credentials is None:
             return grpc.aio.insecure_channel(target, options, interceptors=interceptors)
-        return grpc.aio.secure_channel(target, credentials, options, interceptors=interceptors)
+        own = channel_credentials(grpc, credentials)
+        return grpc.aio.secure_channel(target, own, options, interceptors=interceptors)
 
     def _layered(self, channel: Any) -> Any:
         for layer in reversed(self.layers):
@@ -84,13 +97,23 @@ class GrpcConnector(GrpcOptions):
                 channel = layer(channel)
         return channel
 
-    async def _probe(self, grpc: Any, channel: Any, worker: WorkerUrl, deadline: Deadline) -> None:
+    async def _probe(
+        self,
+        grpc: Any,
+        channel: Any,
+        worker: WorkerUrl,
+        credentials: Credentials | None,
+        deadline: Deadline,
+    ) -> None:
         error = None
         with listen_to_headers() as sent:
             try:
                 async for _ in stub(channel, "list_actions")(b"", timeout=deadline.left):
                     pass
             except grpc.RpcError as refusal:
-                error = unreachable(worker, refusal, deadline, sent)
+                finding = await asyncio.to_thread(
+                    self.look_at_tls, worker, credentials, refusal, deadline
+                )
+                error = unreachable(worker, refusal, deadline, sent, finding)
         if error is not None:
             raise error  # out here, so that words not masked are no context of it

@@ -8,6 +8,7 @@ client is built (`_connector.py`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 import sys
@@ -34,6 +35,7 @@ from resolver._resolver import (
     _drop_tracebacks,
 )
 from resolver._single_flight import without_traceback
+from resolver._tls import TLS_SCHEME, rotating
 from resolver._urls import mask_url, parse_worker_url
 
 from ._homes import LoopHomes, fast_hits
@@ -218,6 +220,7 @@ class DefaultChannelResolver(LoopHomes):
         pending.task = asyncio.current_task()
         timeout: float | None = getattr(self.connector, "connect_timeout", None)
         bound = client = error = None
+        generation = 0
         if timeout is not None:
             bound = asyncio.get_running_loop().call_later(
                 timeout + _GRACE, self._give_up, home, key, lane, pending, timeout
@@ -228,10 +231,13 @@ class DefaultChannelResolver(LoopHomes):
             if remembered is not None:  # by another lane, or another loop
                 error = without_traceback(remembered.error)
             else:
+                generation = await self._credentials_of(key)
                 client, error = await self._try_to_connect(key)
             if error is not None:
                 self._end(home, key, lane, pending, error, began=began)
             elif home.caches[lane]._publish(key, 0, pending, client):  # noqa: SLF001
+                if key.startswith(TLS_SCHEME) and generation != self._generation():
+                    home.caches[lane]._drop(key, client)  # noqa: SLF001 -- rotated out meanwhile
                 self._failures.reached(key)
                 pending.succeed(client)
             elif self._closed_by_caller:
@@ -497,10 +503,39 @@ class DefaultChannelResolver(LoopHomes):
 
     def _watch(self) -> None:
         """Have the reaper look after this resolver; not before it may hold anything."""
-        if not self._watched:
-            self._watched = True
-            timeouts = [t for t in (self.idle_timeout, self.failure_ttl, _LONGEST_ROUND) if t]
-            _background.watch(self, min(timeouts))
+        if self._watched:
+            return
+        self._watched = True
+        timeouts = [t for t in (self.idle_timeout, self.failure_ttl, _LONGEST_ROUND) if t]
+        _background.watch(self, min(timeouts))
+        tls = rotating(self.connector)
+        if tls is not None:
+            tls.subscribe(self)
+
+    async def _credentials_of(self, key: str) -> int:
+        """Which generation of credentials a connect to `key` uses."""
+        tls = rotating(self.connector)
+        if tls is None or not key.startswith(TLS_SCHEME):
+            return 0
+        with contextlib.suppress(Exception):  # the connector says it
+            return await asyncio.to_thread(tls.refresh)  # files may be slow, callables block
+        return tls.generation
+
+    def _generation(self) -> int:
+        tls = rotating(self.connector)
+        return 0 if tls is None else tls.generation
+
+    def _credentials_changed(self) -> None:
+        """Connect anew where the credentials of before were used; called by a `TlsConfig`."""
+        if self._is_inherited():
+            return
+        caches = self._caches()
+        for key in {*self._failures.keys(), *(key for cache in caches for key in cache._keys())}:  # noqa: SLF001
+            if key.startswith(TLS_SCHEME):
+                if self.failure_ttl:
+                    self._failures.forget(key)
+                for cache in caches:
+                    cache._drop(key)  # noqa: SLF001
 
     def _check_usable(self) -> None:
         self._check_process()

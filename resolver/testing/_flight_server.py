@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = pa.schema([("i", pa.int64())])
 ENDLESS: Final = b"endless"
-ACTIONS: Final = ("calls", "connections", "echo", "headers", "pid", "sleep")
+ACTIONS: Final = ("calls", "connections", "echo", "headers", "identity", "pid", "sleep")
 
 
 class NumbersServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow is untyped
@@ -61,7 +61,7 @@ class NumbersServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow i
         rows = sum(chunk.data.num_rows for chunk in reader)
         writer.write(pa.py_buffer(str(rows).encode()))
 
-    def do_action(
+    def do_action(  # noqa: PLR0911 -- one for each
         self, context: flight.ServerCallContext, action: flight.Action
     ) -> Iterator[bytes]:
         """Answer one of `ACTIONS`."""
@@ -74,6 +74,8 @@ class NumbersServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow i
         if action.type == "sleep":
             time.sleep(float(body))
             return iter([b"slept"])
+        if action.type == "identity":
+            return iter([context.peer_identity()])
         if action.type == "headers":
             return iter([_as_json(context.get_middleware("headers").headers)])
         if action.type == "calls":

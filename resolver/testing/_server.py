@@ -43,7 +43,7 @@ class FlightServerProcess:
     refuses calls without ``authorization: Bearer <token>``. ``batch_rows`` is the number
     of rows in each batch that ``do_get`` streams: the ticket ``b"3"`` asks for three
     batches, ``b"endless"`` for batches without end. The actions ``calls``,
-    ``connections``, ``echo``, ``headers``, ``pid`` and ``sleep`` tell what it saw.
+    ``connections``, ``echo``, ``headers``, ``identity``, ``pid`` and ``sleep`` tell what it saw.
 
     `start` returns when the server answers, or raises RuntimeError within
     ``ready_timeout`` seconds. Whatever happens to this process, `kill -9` included,

@@ -26,7 +26,10 @@ LAYERS = (  # from the top; a module imports only from layers below its own
     ("resolver._read",),
     ("resolver._endpoints", "resolver._fetch", "resolver._grpc", "resolver._resolver"),
     ("resolver._grpc_client", "resolver._grpc_options"),
-    ("resolver._background", "resolver._flight", "resolver._flight_calls"),
+    ("resolver._flight", "resolver._flight_calls"),
+    ("resolver._handshake",),
+    ("resolver._tls",),
+    ("resolver._background",),
     ("resolver._flight_batches",),
     ("resolver._flight_wire",),
     (

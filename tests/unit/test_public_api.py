@@ -28,6 +28,7 @@ PROMISED = {
     "ResolverError",
     "ResolverStats",
     "Retry",
+    "TlsConfig",
     "WorkerConnectError",
     "WorkerConnectTimeoutError",
     "default_channel_resolver",

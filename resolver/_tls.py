@@ -1,0 +1,554 @@
+"""TLS credentials that may change while a process runs: read, checked, watched.
+
+A ``TlsConfig`` is told where certificates and keys come from and hands out the newest
+ones that work. What it does not do: make connections, or decide which clients have to go
+when credentials change (a resolver does, which is told so).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeAlias
+
+from ._background import Daemon
+
+__all__ = [
+    "TLS_SCHEME",
+    "Credentials",
+    "PemSource",
+    "TlsConfig",
+    "config_of",
+    "load_pair",
+    "rotating",
+]
+
+PemSource: TypeAlias = bytes | str | os.PathLike[str] | Callable[[], bytes]
+"""PEM itself as ``bytes``, the path of a file that holds it, or what returns it."""
+
+_PEM_MARK: Final = b"-----BEGIN "
+TLS_SCHEME: Final = "https:"
+"""How the canonical URLs begin whose connections show and check certificates."""
+_PAIRS: Final = (("client_certificate", "client_key"), ("server_certificate", "server_key"))
+_MIN_INTERVAL: Final = 0.05
+_YOUNG_NS: Final = 2_000_000_000  # coarser than the clock of any file system
+
+logger = logging.getLogger("resolver")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Credentials:
+    """PEM that was read and found to fit together at one moment; ``None``: not configured."""
+
+    root_certificates: bytes | None = None
+    client_certificate: bytes | None = None
+    client_key: bytes | None = None
+    server_certificate: bytes | None = None
+    server_key: bytes | None = None
+    client_authorities: bytes | None = None
+
+    def __repr__(self) -> str:
+        given = [name for name in _NAMES if getattr(self, name) is not None]
+        return f"<Credentials: {', '.join(given) or 'none'}>"
+
+
+_NAMES: Final = tuple(each.name for each in fields(Credentials))
+
+
+class UnusableCredentialsError(ValueError):
+    """What was read is no PEM, or does not fit together. Holds no secret."""
+
+
+class Subscriber(Protocol):
+    """Whoever holds connections that were made with the credentials of before."""
+
+    def _credentials_changed(self) -> None: ...
+
+
+class TlsConfig:
+    """Where certificates and keys come from. Thread-safe; no secret is in its ``repr``.
+
+    Each source is PEM as ``bytes``, the path of a PEM file (``str`` or ``os.PathLike``), or
+    a callable that returns PEM and bounds its own time.
+
+    - ``root_certificates``: the authorities trusted for ``https`` workers; ``None`` means
+      those of the system.
+    - ``client_certificate``, ``client_key``: shown to workers that ask for them.
+    - ``override_hostname``: the name expected in the worker's certificate.
+    - ``server_certificate``, ``server_key``: what a worker shows to its callers.
+    - ``client_authorities``: a worker with these demands a certificate signed by one of
+      them of every caller.
+    - ``check_interval``: seconds between two looks at the files, and between two questions
+      to the callables. Files are looked at before every connect besides.
+
+    When a file has changed, a callable returns something else, or somebody calls `rotate`,
+    connects use the new credentials. A resolver whose connector holds this object then
+    forgets its ``https`` clients: calls under way on them run to their end, then their
+    connections are closed. Credentials that cannot be read or do not fit together, such as a
+    certificate whose key is not written yet, change nothing: what worked goes on being used,
+    and a line in the log says so.
+
+    Equal to another with the same sources; can be pickled when they can. Raises ``TypeError``
+    or ``ValueError`` for sources that cannot be any; reading is left to the first connect.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_asked_at",
+        "_current",
+        "_failure",
+        "_generation",
+        "_lock",
+        "_seen",
+        "_sources",
+        "_subscribers",
+        "_tried",
+        "check_interval",
+        "override_hostname",
+    )
+
+    def __init__(
+        self,
+        *,
+        root_certificates: PemSource | None = None,
+        client_certificate: PemSource | None = None,
+        client_key: PemSource | None = None,
+        override_hostname: str | None = None,
+        server_certificate: PemSource | None = None,
+        server_key: PemSource | None = None,
+        client_authorities: PemSource | None = None,
+        check_interval: float = 10.0,
+    ) -> None:
+        given = {
+            "root_certificates": root_certificates,
+            "client_certificate": client_certificate,
+            "client_key": client_key,
+            "server_certificate": server_certificate,
+            "server_key": server_key,
+            "client_authorities": client_authorities,
+        }
+        self._sources = {
+            name: _checked_source(name, source)
+            for name, source in given.items()
+            if source is not None
+        }
+        for certificate, key in _PAIRS:
+            if (certificate in self._sources) != (key in self._sources):
+                raise ValueError(f"{certificate} and {key} are given together or not at all")
+        if client_authorities is not None and server_certificate is None:
+            raise ValueError("client_authorities needs server_certificate and server_key")
+        self.override_hostname = checked_hostname("override_hostname", override_hostname)
+        self.check_interval = _checked_interval(check_interval)
+        self._lock = threading.Lock()
+        self._current: Credentials | None = None
+        self._generation = 0
+        self._seen: dict[str, Any] = {}
+        self._tried: Any = None
+        self._asked_at = -float("inf")
+        self._failure: str | None = None
+        self._subscribers: weakref.WeakSet[Any] = weakref.WeakSet()
+        with _roll:
+            _all.add(self)
+
+    def rotate(self) -> None:
+        """Have new connections use the credentials as they are now, and old ones end.
+
+        For whoever knows that they have changed, or wants connections made anew. Raises
+        what reading them raises, ``OSError`` or ``ValueError``; then nothing has changed.
+        """
+        with self._lock:
+            self._current = self._read(self._signature(ask=True))
+            self._changed()
+        self._tell()
+
+    def credentials(self, timeout: float = -1) -> Credentials:
+        """The newest credentials that work.
+
+        Raises ``OSError`` or ``UnusableCredentialsError`` when there never were any, and
+        ``TimeoutError`` when another thread is still reading the first after ``timeout``
+        seconds.
+        """
+        self.refresh(timeout)
+        current = self._current
+        if current is None:
+            raise TimeoutError("another thread is still reading the TLS credentials")
+        return current
+
+    def refresh(self, timeout: float = -1) -> int:
+        """Look whether anything has changed; returns the `generation` then.
+
+        Only the first reading raises, see `credentials`. Where another thread is at it, this
+        does not wait for what is only newer.
+        """
+        is_first = self._current is None
+        if not self._lock.acquire(is_first, timeout if is_first else -1):
+            return self._generation
+        try:
+            changed = self._look()
+        finally:
+            self._lock.release()
+        if changed:
+            self._tell()
+        return self._generation
+
+    @property
+    def generation(self) -> int:
+        """How often credentials were read that differed from those before, or rotated."""
+        return self._generation
+
+    @property
+    def verifies_by_own_roots(self) -> bool:
+        """Whether other authorities than the system's are trusted."""
+        return "root_certificates" in self._sources
+
+    @property
+    def has_server_certificate(self) -> bool:
+        """Whether a worker can serve with this."""
+        return "server_certificate" in self._sources
+
+    @property
+    def demands_client_certificate(self) -> bool:
+        """Whether a worker that serves with this asks its callers for a certificate."""
+        return "client_authorities" in self._sources
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Call ``subscriber._credentials_changed()`` after each change; held weakly."""
+        with _roll:
+            self._subscribers.add(subscriber)
+        if any(not isinstance(source, bytes) for source in self._sources.values()):
+            _watcher.watch(self)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TlsConfig):
+            return NotImplemented
+        return self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def __repr__(self) -> str:
+        shown = [f"{name}={_shown(source)}" for name, source in self._sources.items()]
+        if self.override_hostname is not None:
+            shown.append(f"override_hostname={self.override_hostname!r}")
+        return f"TlsConfig({', '.join(shown)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _from_options, (
+            {
+                **self._sources,
+                "override_hostname": self.override_hostname,
+                "check_interval": self.check_interval,
+            },
+        )
+
+    def _identity(self) -> tuple[Any, ...]:
+        return tuple(sorted(self._sources.items(), key=lambda each: each[0])), (
+            self.override_hostname,
+            self.check_interval,
+        )
+
+    # Under the lock, all of these.
+
+    def _look(self) -> bool:
+        """Read anew what may have changed; whether it has, since there was something."""
+        ask = time.monotonic() - self._asked_at >= self.check_interval
+        try:
+            signature = self._signature(ask=ask)
+            if self._current is not None and signature == self._tried:
+                return False
+            read = self._read(signature)
+        except (OSError, UnusableCredentialsError) as error:
+            if self._current is None:
+                raise
+            self._note_failure(error)
+            return False
+        self._failure = None
+        before, self._current = self._current, read
+        if before == read:
+            return False
+        self._changed()
+        return before is not None
+
+    def _signature(self, *, ask: bool) -> dict[str, Any]:
+        """What differs whenever a source does: PEM itself, or what tells files apart."""
+        signature: dict[str, Any] = {}
+        for name, source in self._sources.items():
+            if isinstance(source, bytes):
+                signature[name] = source
+            elif isinstance(source, Path):
+                signature[name] = _state_of(source)
+            elif ask or name not in self._seen:
+                self._asked_at = time.monotonic()
+                signature[name] = self._seen[name] = _asked(name, source)
+            else:
+                signature[name] = self._seen[name]
+        return signature
+
+    def _read(self, signature: dict[str, Any]) -> Credentials:
+        # Of a file written just now, the next change may leave no trace in its state.
+        self._tried = signature if _is_settled(signature) else None
+        pem = {
+            name: source.read_bytes() if isinstance(source, Path) else signature[name]
+            for name, source in self._sources.items()
+        }
+        for name, value in pem.items():
+            _check_complete(name, value, self._sources[name])
+        read = Credentials(**pem)
+        check_fit(read)
+        return read
+
+    def _changed(self) -> None:
+        self._failure = None
+        self._generation += 1
+
+    def _note_failure(self, error: Exception) -> None:
+        # Once per failure, not per look. The text is ours or the system's: no PEM in it.
+        text = f"{type(error).__name__}: {error}"
+        if text != self._failure:
+            self._failure = text
+            logger.warning(
+                "TLS credentials changed but cannot be used (%s); those of before stay in use", text
+            )
+
+    def _tell(self) -> None:
+        with _roll:
+            subscribers = list(self._subscribers)
+        for subscriber in subscribers:
+            try:
+                subscriber._credentials_changed()  # noqa: SLF001 -- see Subscriber
+            except Exception:
+                logger.exception("a subscriber of TLS credentials failed")
+
+
+class _Watcher(Daemon):
+    """Looks at the sources of every config in use, also when nobody connects."""
+
+    name = "resolver-tls"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watched: weakref.WeakSet[TlsConfig] = weakref.WeakSet()
+        self._arrived = threading.Event()
+
+    def watch(self, config: TlsConfig) -> None:
+        with _roll:
+            self._watched.add(config)
+        self._arrived.set()
+        self.ensure_started()
+
+    def _work(self) -> None:
+        self._arrived.wait(min((each.check_interval for each in self._in_use()), default=None))
+        self._arrived.clear()
+        for config in self._in_use():
+            with contextlib.suppress(Exception):  # of a first reading: who connects is told
+                config.refresh()
+
+    def _in_use(self) -> list[TlsConfig]:
+        with _roll:
+            return list(self._watched)
+
+
+def rotating(connector: Any) -> TlsConfig | None:
+    """The config of a connector whose credentials may change."""
+    tls = getattr(connector, "tls", None)
+    return tls if isinstance(tls, TlsConfig) else None
+
+
+def config_of(connector: Any) -> TlsConfig:
+    """The ``tls`` of a connector, or one made of its four options that hold PEM.
+
+    Raises ``TypeError`` or ``ValueError``, naming the option.
+    """
+    flat = {
+        "root_certificates": connector.tls_root_certificates,
+        "client_certificate": connector.client_certificate,
+        "client_key": connector.client_key,
+        "override_hostname": connector.tls_override_hostname,
+    }
+    if connector.tls is not None:
+        if not isinstance(connector.tls, TlsConfig):
+            raise TypeError(f"tls is a TlsConfig, not {type(connector.tls).__name__}")
+        if any(value is not None for value in flat.values()):
+            raise ValueError("give certificates and keys within tls or beside it, not both")
+        return connector.tls
+    check_pem("tls_root_certificates", connector.tls_root_certificates)
+    check_pem("client_certificate", connector.client_certificate)
+    check_pem("client_key", connector.client_key)
+    checked_hostname("tls_override_hostname", connector.tls_override_hostname)
+    return TlsConfig(**flat)
+
+
+def check_fit(credentials: Credentials) -> None:
+    """Raise ``ValueError`` unless each key belongs to its certificate and all can be read."""
+    import ssl  # noqa: PLC0415 -- only users of TLS pay for it
+
+    for certificate, key in _PAIRS:
+        if getattr(credentials, certificate) is None:
+            continue
+        try:
+            load_pair(
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+                getattr(credentials, certificate),
+                getattr(credentials, key),
+            )
+        except (ssl.SSLError, ValueError) as error:
+            why = getattr(error, "reason", None) or "not readable without a password"
+            raise UnusableCredentialsError(
+                f"{certificate} and {key} could not be loaded together ({why}): check that both "
+                "are whole, that the key belongs to the certificate and has no password"
+            ) from None
+    for name in ("root_certificates", "client_authorities"):
+        pem = getattr(credentials, name)
+        if pem is None:
+            continue
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(
+                cadata=pem.decode("ascii", "ignore")
+            )
+        except (ssl.SSLError, ValueError):
+            raise UnusableCredentialsError(
+                f"{name} could not be loaded: check that it is whole PEM"
+            ) from None
+
+
+def load_pair(context: Any, certificate: bytes, key: bytes) -> None:
+    """Give an ``ssl.SSLContext`` a certificate and key, which it takes from files only."""
+    with _as_file(certificate + b"\n" + key) as path:
+        context.load_cert_chain(path, password=_no_password)
+
+
+def check_pem(name: str, value: object) -> None:
+    """Raise unless ``value`` is ``None`` or looks like PEM."""
+    if value is None:
+        return
+    if not isinstance(value, bytes):
+        raise TypeError(f"{name} must be bytes (PEM), not {type(value).__name__}")
+    if _PEM_MARK not in value:
+        raise ValueError(f"{name} is not PEM: it has no '-----BEGIN' line")
+
+
+def checked_hostname(name: str, value: object) -> str | None:
+    """Return ``value`` if it can be a host name, or ``None``."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{name} must be a str")
+    if value == "":
+        raise ValueError(f"{name} must not be empty")
+    return value
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password")
+
+
+@contextlib.contextmanager
+def _as_file(content: bytes) -> Iterator[str]:
+    """The path of a file that only this process can read, in memory where there is such."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("resolver-tls")
+        try:
+            os.write(descriptor, content)
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+        return
+    import tempfile  # noqa: PLC0415 -- loads much, and Linux does without
+
+    with tempfile.NamedTemporaryFile(prefix="resolver-tls-") as file:  # readable by its owner
+        file.write(content)
+        file.flush()
+        yield file.name
+
+
+def _asked(name: str, source: Callable[[], bytes]) -> bytes:
+    try:
+        return source()
+    except Exception as error:
+        # Without its text, which may hold anything.
+        raise UnusableCredentialsError(
+            f"the callable given for {name} failed ({type(error).__name__})"
+        ) from error
+
+
+def _state_of(path: Path) -> tuple[int, int, int, int] | str:
+    """What tells a file's content from that of before; links are followed."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        return type(error).__name__
+    return state.st_mtime_ns, state.st_size, state.st_ino, state.st_dev
+
+
+def _is_settled(signature: dict[str, Any]) -> bool:
+    young = time.time_ns() - _YOUNG_NS
+    return all(state[0] < young for state in signature.values() if isinstance(state, tuple))
+
+
+def _check_complete(name: str, pem: object, source: object) -> None:
+    if not isinstance(pem, bytes):
+        raise UnusableCredentialsError(
+            f"the callable given for {name} returned {type(pem).__name__}, not bytes (PEM)"
+        )
+    begun = pem.count(_PEM_MARK)
+    if not begun or begun != pem.count(b"-----END "):
+        where = f" in {source}" if isinstance(source, Path) else ""
+        raise UnusableCredentialsError(f"{name}{where} could not be loaded: it is not whole PEM")
+
+
+def _checked_source(name: str, source: object) -> bytes | Path | Callable[[], bytes]:
+    if isinstance(source, bytes):
+        check_pem(name, source)
+        return source
+    if isinstance(source, str) and "-----BEGIN" in source:
+        raise TypeError(f"{name}: a str is the path of a file; give PEM itself as bytes")
+    if isinstance(source, (str, os.PathLike)):
+        return Path(source).absolute()
+    if callable(source):
+        return source
+    raise TypeError(
+        f"{name} is PEM (bytes), a path or a callable that returns PEM, not {type(source).__name__}"
+    )
+
+
+def _checked_interval(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"check_interval is a number of seconds, not {type(value).__name__}")
+    if not _MIN_INTERVAL <= value <= threading.TIMEOUT_MAX:
+        raise ValueError(f"check_interval is {_MIN_INTERVAL:g} seconds or more")
+    return float(value)
+
+
+def _shown(source: object) -> str:
+    if isinstance(source, bytes):
+        return f"<{len(source)} bytes>"
+    if isinstance(source, Path):
+        return repr(str(source))
+    return f"<callable {getattr(source, '__qualname__', type(source).__qualname__)}>"
+
+
+def _from_options(options: dict[str, Any]) -> TlsConfig:
+    return TlsConfig(**options)
+
+
+_roll = threading.RLock()  # of the sets of weak references; a finalizer may come back to it
+_all: weakref.WeakSet[TlsConfig] = weakref.WeakSet()
+_watcher = _Watcher()
+
+
+def _start_over() -> None:
+    """In a forked child: whoever held a lock is not here."""
+    global _roll, _watcher  # noqa: PLW0603
+    _roll = threading.RLock()
+    _watcher = _Watcher()
+    for config in list(_all):
+        config._lock = threading.Lock()  # noqa: SLF001
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_over)
