@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ._flight import FlightConnector
+    from ._tls import TlsConfig
 
 __all__ = ["main"]
 
@@ -235,6 +236,9 @@ def _add_worker(parser: argparse.ArgumentParser) -> None:
     add("--tls-key", metavar="PEM", type=Path, help="private key of the certificate")
     add("--client-ca", metavar="PEM", type=Path, help="demand client certificates signed by this")
     add("--token-file", metavar="FILE", type=Path, help="demand this bearer token")
+    add("--tls-root-certs", metavar="PEM", type=Path, help="whom it trusts when it calls workers")
+    add("--client-certificate", metavar="PEM", type=Path, help="what it shows to workers it calls")
+    add("--client-key", metavar="PEM", type=Path, help="private key of that certificate")
     add("--insecure", action="store_true", help="serve other machines with none of the above")
     add("--owner", type=int, help=argparse.SUPPRESS)
     add("--owner-dir", type=Path, help=argparse.SUPPRESS)
@@ -311,13 +315,16 @@ def _query(arguments: argparse.Namespace) -> str:
 
 def _connector(arguments: argparse.Namespace) -> FlightConnector:
     from ._flight import FlightConnector
+    from ._tls import TlsConfig
 
     token = arguments.token_file
     return FlightConnector(
         headers=None if token is None else {"authorization": f"Bearer {token.read_text().strip()}"},
-        tls_root_certificates=_contents(arguments.tls_root_certs),
-        client_certificate=_contents(arguments.tls_certificate),
-        client_key=_contents(arguments.tls_key),
+        tls=TlsConfig(
+            root_certificates=arguments.tls_root_certs,
+            client_certificate=arguments.tls_certificate,
+            client_key=arguments.tls_key,
+        ),
     )
 
 
@@ -349,9 +356,7 @@ def _worker(arguments: argparse.Namespace) -> int:
         arguments.listen,
         exchange_dir=arguments.exchange_dir,
         advertise=arguments.advertise,
-        tls_certificate=_contents(arguments.tls_certificate),
-        tls_key=_contents(arguments.tls_key),
-        client_ca=_contents(arguments.client_ca),
+        tls=_tls_of_worker(arguments),
         token=inherited if token is None else token.read_text().strip(),
         insecure=arguments.insecure,
     )
@@ -360,8 +365,18 @@ def _worker(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _contents(path: Path | None) -> bytes | None:
-    return None if path is None else path.read_bytes()
+def _tls_of_worker(arguments: argparse.Namespace) -> TlsConfig | None:
+    from ._tls import TlsConfig
+
+    given = {
+        "server_certificate": arguments.tls_certificate,
+        "server_key": arguments.tls_key,
+        "client_authorities": arguments.client_ca,
+        "root_certificates": arguments.tls_root_certs,
+        "client_certificate": arguments.client_certificate,
+        "client_key": arguments.client_key,
+    }
+    return TlsConfig(**given) if any(given.values()) else None
 
 
 def _function(name: str) -> Any:

@@ -21,6 +21,8 @@ from ._errors import InsecureListenError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from resolver._tls import TlsConfig
+
 __all__ = ["CallHeaders", "CallMiddleware", "Guard", "ListenAddress"]
 
 CALL_MIDDLEWARE: Final = "resolver.call"
@@ -48,6 +50,12 @@ class Guard:
             raise ValueError("client_ca needs tls_certificate and tls_key")
         if self.token is not None and not self.token:
             raise ValueError("token is empty")
+
+    @classmethod
+    def of(cls, tls: TlsConfig, token: str | None) -> Guard:
+        """What the server's part of ``tls`` demands. Raises ``OSError`` or ``ValueError``."""
+        read = tls.credentials()
+        return cls(read.server_certificate, read.server_key, read.client_authorities, token)
 
     @property
     def has_tls(self) -> bool:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import pyarrow as pa
 
@@ -25,6 +25,9 @@ from ._flight_server import FlightServer
 from ._listen import Guard, ListenAddress
 from ._state import SessionState, SessionStateBuilder
 from ._task_pool import TaskPool
+
+if TYPE_CHECKING:
+    from resolver._tls import TlsConfig
 
 __all__ = ["Worker", "WorkerQueryContext", "WorkerServer"]
 
@@ -142,6 +145,7 @@ class Worker:
         *,
         exchange_dir: str | os.PathLike[str] | None = None,
         advertise: object = None,
+        tls: TlsConfig | None = None,
         tls_certificate: bytes | None = None,
         tls_key: bytes | None = None,
         client_ca: bytes | None = None,
@@ -157,19 +161,31 @@ class Worker:
         by it is demanded), or ``insecure=True``. Output goes to a directory of its own,
         for this user only, under ``exchange_dir`` (the system's temporary directory).
 
+        ``tls`` is a `TlsConfig` instead of those three: its ``server_certificate`` and
+        ``server_key`` are shown to callers, and its ``client_authorities`` are whose
+        certificates are demanded. They are read once, now: a server cannot change its
+        certificate, so a worker with a new one is started anew (`shutdown` drains). Its other
+        part is what this worker shows and trusts when it calls others, and may change.
+
         ``advertise`` is the worker URL by which others reach this worker (port 0: the
         one it listens on). It is needed for an address such as ``0.0.0.0``, which stands
         for all of this machine's and is nobody's URL.
 
-        With a ``token``, sessions of this worker also send it to the workers that they
-        call, unless the session builder registers a channel resolver of its own.
+        With a ``token`` or ``tls``, sessions of this worker use them also for the workers
+        that they call, unless the session builder registers a channel resolver of its own.
 
         Raises ``InvalidWorkerUrlError``, ``InsecureListenError``, ``ValueError``, or
         ``OSError`` when the address cannot be listened on.
         """
-        guard = Guard(tls_certificate, tls_key, client_ca, token)
+        if tls is None:
+            guard = Guard(tls_certificate, tls_key, client_ca, token)
+        else:
+            if not (tls_certificate is tls_key is client_ca is None):
+                raise ValueError("give certificates and keys within tls or beside it, not both")
+            guard = Guard.of(tls, token)
         address = ListenAddress.parse(location, guard, insecure=insecure, advertise=advertise)
-        return WorkerServer(self, address, guard, Exchange(exchange_dir, quota=self.exchange_quota))
+        exchange = Exchange(exchange_dir, quota=self.exchange_quota)
+        return WorkerServer(self, address, guard, exchange, tls)
 
 
 def _usable_cpus() -> int:
@@ -191,14 +207,20 @@ class WorkerServer:
     """
 
     def __init__(
-        self, worker: Worker, address: ListenAddress, guard: Guard, exchange: Exchange
+        self,
+        worker: Worker,
+        address: ListenAddress,
+        guard: Guard,
+        exchange: Exchange,
+        tls: TlsConfig | None = None,
     ) -> None:
         self._exchange = exchange
         self._pool: TaskPool[bytes] = TaskPool(worker.slots)
         self._own_resolver: DefaultChannelResolver | None = None
-        if guard.token is not None:
-            headers = {"authorization": f"Bearer {guard.token}"}
-            self._own_resolver = DefaultChannelResolver(FlightConnector(headers=headers))
+        if guard.token is not None or tls is not None:
+            token = guard.token
+            headers = None if token is None else {"authorization": f"Bearer {token}"}
+            self._own_resolver = DefaultChannelResolver(FlightConnector(headers=headers, tls=tls))
         try:
             self._flight = FlightServer(
                 worker,
