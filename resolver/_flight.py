@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, Final, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 import pyarrow as pa
@@ -25,8 +26,9 @@ from ._diagnosis import (
 from ._errors import WorkerConnectError, WorkerConnectTimeoutError
 from ._fork import refuse_in_forked_child
 from ._handshake import look_at_tls
-from ._headers import CallHeadersFactory, Headers, normalize_headers
+from ._headers import CallHeadersFactory, Headers, normalize_headers, until
 from ._presets import Keepalive, LoadBalancing, Retry, channel_arguments, check_preset
+from ._retrying import RetryingFlightClient
 from ._tls import Credentials, TlsConfig, UnusableCredentialsError, config_of
 from ._urls import WorkerUrl, parse_worker_url
 
@@ -153,6 +155,7 @@ class FlightConnector:
         deadline = time.monotonic() + self.connect_timeout
         worker = parse_worker_url(url)
         refuse_in_forked_child(worker.key, deadline)
+        check_worker(self.layers, worker)
         attempt = _Attempt(
             worker,
             deadline,
@@ -191,8 +194,10 @@ class FlightConnector:
                 "disable_server_verification": self.disable_server_verification,
             }
         headers = [] if attempt.headers is None else [attempt.headers]
+        remedies = [each for each in attempt.layers if getattr(each, "has_remedy", False)]
+        kind = partial(RetryingFlightClient, remedies=remedies) if remedies else flight.FlightClient
         try:
-            return flight.FlightClient(
+            return kind(
                 attempt.worker.location,
                 middleware=[*headers, *attempt.layers, *self.middleware],
                 write_size_limit_bytes=self.write_size_limit_bytes,
@@ -212,7 +217,8 @@ class FlightConnector:
         remaining = max(attempt.deadline - time.monotonic(), _SHORTEST_CALL)
         unreachable = None
         try:
-            client.list_actions(flight.FlightCallOptions(timeout=remaining))
+            with until(attempt.deadline):
+                client.list_actions(flight.FlightCallOptions(timeout=remaining))
         except (flight.FlightTimedOutError, flight.FlightUnavailableError) as error:
             if not is_workers_answer(str(error)):
                 unreachable = error
@@ -323,6 +329,14 @@ def _check_refusal(worker: WorkerUrl, layer: ClientLayer, refusal: BaseException
 def _never_left(error: Exception) -> bool:
     """Whether gRPC refused the call on this side, so that nobody can have answered."""
     return isinstance(error, flight.FlightInternalError) and str(error).endswith("Invalid metadata")
+
+
+def check_worker(layers: Iterable[Any], worker: WorkerUrl) -> None:
+    """Let each layer that cares refuse a worker, before anything is sent to it."""
+    for layer in layers:
+        check = getattr(layer, "check_worker", None)
+        if check is not None:
+            check(worker)
 
 
 def load_credentials(tls: TlsConfig, worker: WorkerUrl, deadline: float) -> Credentials | None:

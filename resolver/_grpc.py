@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ._flight import check_worker
 from ._flight_calls import stub
 from ._fork import refuse_in_forked_child
 from ._grpc_options import (
@@ -20,7 +21,7 @@ from ._grpc_options import (
     target_of,
     unreachable,
 )
-from ._headers import listen_to_headers
+from ._headers import listen_to_headers, until
 from ._urls import WorkerUrl, parse_worker_url
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class GrpcConnector(GrpcOptions):
         deadline = Deadline.after(self.connect_timeout)
         worker = parse_worker_url(url)
         refuse_in_forked_child(worker.key, deadline.end)
+        check_worker(self.layers, worker)
         grpc = import_grpc()
         credentials = self.credentials(worker, deadline)
         channel = self._channel(grpc, worker, credentials)
@@ -84,7 +86,7 @@ class GrpcConnector(GrpcOptions):
         deadline: Deadline,
     ) -> None:
         error = None
-        with listen_to_headers() as sent:
+        with until(deadline.end), listen_to_headers() as sent:
             try:
                 for _ in stub(channel, "list_actions")(b"", timeout=deadline.left):
                     pass

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import base64
 import logging
+import math
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -52,6 +54,23 @@ _log = logging.getLogger("resolver")
 _listening: ContextVar[list[tuple[str, HeaderValue]] | None] = ContextVar(
     "resolver_sent_headers", default=None
 )
+
+_deadline: ContextVar[float] = ContextVar("resolver_deadline", default=math.inf)
+
+
+@contextmanager
+def until(deadline: float) -> Iterator[None]:
+    """Nobody who makes the headers of this block's calls is to take longer (monotonic clock)."""
+    token = _deadline.set(deadline)
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def time_left() -> float:
+    """Seconds that those who make headers may take now."""
+    return _deadline.get() - time.monotonic()
 
 
 def normalize_headers(headers: StaticHeaders) -> NormalHeaders:

@@ -92,6 +92,16 @@ class WorkerUrl:
         """Whether the connection is encrypted."""
         return self.scheme == _TLS
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can be meant; also a Unix socket. No name is looked up."""
+        if not self.host or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return False
+
 
 def parse_worker_url(url: object) -> WorkerUrl:
     """Return the canonical form of a worker URL.

@@ -10,6 +10,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from resolver._flight import check_worker
 from resolver._flight_calls import stub
 from resolver._fork import refuse_in_forked_child
 from resolver._grpc_options import (
@@ -20,7 +21,7 @@ from resolver._grpc_options import (
     target_of,
     unreachable,
 )
-from resolver._headers import listen_to_headers
+from resolver._headers import listen_to_headers, until
 from resolver._urls import WorkerUrl, parse_worker_url
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class GrpcConnector(GrpcOptions):
         deadline = Deadline.after(self.connect_timeout)
         worker = parse_worker_url(url)
         refuse_in_forked_child(worker.key, deadline.end)
+        check_worker(self.layers, worker)
         grpc = import_grpc()
         credentials = None
         if worker.is_tls:  # files may be slow, and callables block
@@ -106,7 +108,7 @@ class GrpcConnector(GrpcOptions):
         deadline: Deadline,
     ) -> None:
         error = None
-        with listen_to_headers() as sent:
+        with until(deadline.end), listen_to_headers() as sent:
             try:
                 async for _ in stub(channel, "list_actions")(b"", timeout=deadline.left):
                     pass

@@ -104,7 +104,7 @@ class ListenAddress:
             raise InsecureListenError(
                 f"{url.key} means TLS: give tls_certificate and tls_key", url=url.key
             )
-        if not (insecure or guard.is_private or _is_loopback(url)):
+        if not (insecure or guard.is_private or url.is_loopback):
             raise InsecureListenError(
                 f"{url.key} can be reached by other machines, and whoever reaches a worker can "
                 "read every file that it can: give a TLS certificate and a token (or client_ca), "
@@ -167,15 +167,6 @@ def _parse(location: object) -> tuple[WorkerUrl, bool]:
 def _is_wildcard(url: WorkerUrl) -> bool:
     try:
         return ipaddress.ip_address(url.host.strip("[]")).is_unspecified
-    except ValueError:
-        return False
-
-
-def _is_loopback(url: WorkerUrl) -> bool:
-    if not url.host or url.host == "localhost":  # no host: a Unix domain socket
-        return True
-    try:
-        return ipaddress.ip_address(url.host.strip("[]")).is_loopback
     except ValueError:
         return False
 

@@ -7,15 +7,18 @@ first is outermost: it sees a call first and its end last.
 Importing this imports neither grpcio nor OpenTelemetry; using them does.
 """
 
+from ._bearer import BearerToken
 from ._call import Call, End
 from ._deadline import Deadline
 from ._in_flight import InFlightLimit, TooManyCallsError
 from ._layer import Layer, apply_layers
 from ._metrics import CallMetrics, MethodMetrics
 from ._request_headers import RequestHeaders
+from ._tokens import Token, TokenUnavailableError
 from ._tracing import Tracing
 
 __all__ = [
+    "BearerToken",
     "Call",
     "CallMetrics",
     "Deadline",
@@ -24,6 +27,8 @@ __all__ = [
     "Layer",
     "MethodMetrics",
     "RequestHeaders",
+    "Token",
+    "TokenUnavailableError",
     "TooManyCallsError",
     "Tracing",
     "apply_layers",

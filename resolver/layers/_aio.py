@@ -10,22 +10,28 @@ import grpc.aio
 
 from resolver._headers import note_headers
 
-from ._call import Begins, Call, EndOnce
+from ._call import Begins, Call, End, EndOnce
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_REFUSED = grpc.StatusCode.UNAUTHENTICATED
+
+
 def interceptors(layer: Begins) -> list[Any]:
     """One for each kind of call: grpc.aio takes an interceptor for the first it fits only."""
-    return [_UnaryUnary(layer), _UnaryStream(layer), _StreamUnary(layer), _StreamStream(layer)]
+    streams = [_StreamUnary(layer), _StreamStream(layer)]
+    if hasattr(layer, "refused_async"):
+        return [_RetryingUnaryUnary(layer), _RetryingUnaryStream(layer), *streams]
+    return [_UnaryUnary(layer), _UnaryStream(layer), *streams]
 
 
 class _Interceptor:
     def __init__(self, layer: Begins) -> None:
         self._layer = layer
 
-    async def _intercept(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
+    async def _begin(self, details: Any) -> tuple[Call, Any, End | None]:
         method = details.method
         call = Call(
             method.decode("ascii") if isinstance(method, bytes) else method,
@@ -35,6 +41,10 @@ class _Interceptor:
         end = await self._layer.begin_async(call)
         note_headers(call.headers)
         changed = details._replace(timeout=call.timeout, metadata=grpc.aio.Metadata(*call.headers))
+        return call, changed, end
+
+    async def _intercept(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
+        _, changed, end = await self._begin(details)
         if end is None:
             return await continuation(changed, request)
         once = EndOnce(end)
@@ -61,6 +71,81 @@ class _UnaryUnary(_Interceptor, grpc.aio.UnaryUnaryClientInterceptor):  # type: 
 class _UnaryStream(_Interceptor, grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[misc]
     async def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
         return await self._intercept(continuation, details, request)
+
+
+class _RetryingUnaryUnary(_Interceptor, grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
+    """Of a layer that may have a remedy for refused calls. It sees no ends."""
+
+    async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        call, changed, _ = await self._begin(details)
+        outcome = await continuation(changed, request)
+        if await outcome.code() is _REFUSED and await self._layer.refused_async(call):  # type: ignore[attr-defined]
+            return await continuation((await self._begin(details))[1], request)
+        return outcome
+
+
+class _RetryingUnaryStream(_Interceptor, grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[misc]
+    """The same for streams: the first message tells whether it was refused."""
+
+    async def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
+        call, changed, _ = await self._begin(details)
+        outcome = await continuation(changed, request)
+        try:
+            return _Begun(outcome, [await outcome.read()])
+        except grpc.RpcError:
+            if await outcome.code() is not _REFUSED:
+                return _Begun(outcome, [])
+        if not await self._layer.refused_async(call):  # type: ignore[attr-defined]
+            return _Begun(outcome, [])
+        return await continuation((await self._begin(details))[1], request)
+
+
+class _Begun(grpc.aio.UnaryStreamCall):  # type: ignore[misc]
+    """A stream of which was read already; its reader gets the ``first`` message all the same."""
+
+    def __init__(self, call: Any, first: list[Any]) -> None:
+        self._call = call
+        self._first = first
+
+    def __aiter__(self) -> Any:
+        return self._messages()
+
+    async def _messages(self) -> Any:
+        while (message := await self.read()) is not grpc.aio.EOF:
+            yield message
+
+    async def read(self) -> Any:
+        return self._first.pop() if self._first else await self._call.read()
+
+    def cancelled(self) -> bool:
+        return bool(self._call.cancelled())
+
+    def done(self) -> bool:
+        return bool(self._call.done())
+
+    def time_remaining(self) -> Any:
+        return self._call.time_remaining()
+
+    def cancel(self) -> bool:
+        return bool(self._call.cancel())
+
+    def add_done_callback(self, callback: Any) -> None:
+        self._call.add_done_callback(callback)
+
+    async def initial_metadata(self) -> Any:
+        return await self._call.initial_metadata()
+
+    async def trailing_metadata(self) -> Any:
+        return await self._call.trailing_metadata()
+
+    async def code(self) -> Any:
+        return await self._call.code()
+
+    async def details(self) -> Any:
+        return await self._call.details()
+
+    async def wait_for_connection(self) -> None:
+        await self._call.wait_for_connection()
 
 
 class _StreamUnary(_Interceptor, grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[misc]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 
 from resolver._headers import note_headers
 
-from ._call import Begins, Call, EndOnce
+from ._call import Begins, Call, End, EndOnce
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +22,8 @@ def intercept(channel: Any, layer: Begins) -> grpc.Channel:
         if isinstance(channel, grpc.aio.Channel):
             hint = "; give aio_interceptors() to a grpc.aio channel when it is made"
         raise TypeError(f"a layer goes around a grpc.Channel, not {type(channel).__name__}{hint}")
-    return grpc.intercept_channel(channel, _Interceptor(layer))
+    kind = _Retrying if hasattr(layer, "refused") else _Interceptor
+    return grpc.intercept_channel(channel, kind(layer))
 
 
 class _Details(NamedTuple):
@@ -44,7 +46,7 @@ class _Interceptor(
     def __init__(self, layer: Begins) -> None:
         self._layer = layer
 
-    def _intercept(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
+    def _begin(self, details: Any) -> tuple[Call, _Details, End | None]:
         call = Call(details.method, list(details.metadata or ()), details.timeout)
         end = self._layer.begin(call)
         note_headers(call.headers)
@@ -56,6 +58,10 @@ class _Interceptor(
             details.wait_for_ready,
             details.compression,
         )
+        return call, changed, end
+
+    def _intercept(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
+        _, changed, end = self._begin(details)
         if end is None:
             return continuation(changed, request)
         once = EndOnce(end)
@@ -73,6 +79,107 @@ class _Interceptor(
     intercept_unary_stream = _intercept
     intercept_stream_unary = _intercept
     intercept_stream_stream = _intercept
+
+
+class _Retrying(_Interceptor):
+    """Of a layer that may have a remedy for refused calls. It sees no ends.
+
+    Calls that send a stream are made once: what was sent is gone.
+    """
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        call, changed, _ = self._begin(details)
+        outcome = continuation(changed, request)
+        # One that was begun with future() is still under way, and is its caller's to wait for.
+        if outcome.done() and _is_refused(outcome) and self._layer.refused(call):  # type: ignore[attr-defined]
+            return continuation(self._begin(details)[1], request)
+        return outcome
+
+    def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
+        call, changed, _ = self._begin(details)
+
+        def again() -> Any:
+            if not self._layer.refused(call):  # type: ignore[attr-defined]
+                return None
+            return continuation(self._begin(details)[1], request)
+
+        return _Retried(continuation(changed, request), again)
+
+
+class _Retried:
+    """A stream under way that is begun once more if it is refused before its first message."""
+
+    def __init__(self, call: Any, again: Callable[[], Any]) -> None:
+        self._call = call
+        self._again: Callable[[], Any] | None = again
+        self._deciding = threading.Lock()
+        self._callbacks: list[Callable[[], None]] | None = []
+
+    def __repr__(self) -> str:
+        return repr(self._call)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        if self._again is None:
+            return next(self._call)
+        try:
+            first = next(self._call)
+        except grpc.RpcError:
+            again = self._again if _is_refused(self._call) else None
+            fresh = None if again is None else again()
+            self._settle(fresh)
+            if fresh is None:
+                raise
+            return next(self._call)
+        except BaseException:
+            self._settle(None)
+            raise
+        self._settle(None)
+        return first
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        """Call it when the call has ended for good; False if it has."""
+        with self._deciding:
+            if self._callbacks is not None:
+                self._callbacks.append(callback)
+                return True
+        return bool(self._call.add_callback(callback))
+
+    def cancel(self) -> bool:
+        """End the call, and begin no other."""
+        self._settle(None)
+        return bool(self._call.cancel())
+
+    def _settle(self, fresh: Any) -> None:
+        """From now on this is ``fresh``, or the call that it was."""
+        self._again = None
+        with self._deciding:
+            callbacks, self._callbacks = self._callbacks, None
+            if callbacks is None:  # cancelled, by another thread
+                if fresh is not None:
+                    fresh.cancel()
+                return
+            if fresh is not None:
+                self._call = fresh
+        for callback in callbacks:
+            if not self._call.add_callback(callback):
+                callback()
+
+    def __del__(self) -> None:
+        self.cancel()
+
+
+grpc.Call.register(_Retried)
+grpc.Future.register(_Retried)
+
+
+def _is_refused(outcome: Any) -> bool:
+    return outcome.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 def _watch(outcome: Any, end: EndOnce) -> bool:

@@ -7,6 +7,7 @@ layer refuses is given a header that gRPC refuses in turn, before it reaches the
 from __future__ import annotations
 
 import logging
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
@@ -43,6 +44,16 @@ class LayerFactory(flight.ClientMiddlewareFactory):  # type: ignore[misc]  # pya
         self.failure: BaseException | None = None
         """What the layer raised at the last call, if it did."""
         self._sent: tuple[tuple[str, str | bytes], ...] = ()
+        self._of_thread = threading.local()
+        self.has_remedy = hasattr(layer, "refused")
+
+    def last_call(self) -> Call | None:
+        """What the layer was shown last on this thread."""
+        return getattr(self._of_thread, "call", None)
+
+    def refused(self, call: Call | None) -> bool:
+        """Ask the layer, after that call was refused, whether to make it once more."""
+        return call is not None and bool(self._layer.refused(call))  # type: ignore[attr-defined]
 
     def start_call(self, info: Any) -> flight.ClientMiddleware:
         """Return the middleware of one call; called by pyarrow in the caller's thread."""
@@ -65,6 +76,7 @@ class LayerFactory(flight.ClientMiddlewareFactory):  # type: ignore[misc]  # pya
             self.failure = error.with_traceback(None)
             return _OneCall(REFUSE_CALL, None)
         self.failure = None
+        self._of_thread.call = call
         self._sent = tuple(call.headers)
         return _OneCall(grouped, end)
 

@@ -39,6 +39,7 @@ LAYERS = (  # from the top; a module imports only from layers below its own
         "resolver._fork",
         "resolver._headers",
         "resolver._presets",
+        "resolver._retrying",
         "resolver._single_flight",
     ),
     ("resolver._cache", "resolver._cache_py"),

@@ -1,0 +1,101 @@
+"""A ``FlightClient`` that makes a refused call once more, where somebody knows a remedy.
+
+pyarrow's middleware sees that a call was refused and can do nothing about it. What the remedy
+is, a new token for instance, is the business of who made the middleware.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from pyarrow import flight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+__all__ = ["Remedy", "RetryingFlightClient"]
+
+T = TypeVar("T")
+
+
+class Remedy(Protocol):
+    """Middleware that may have a remedy."""
+
+    def last_call(self) -> Any:
+        """What it knows of the last call that this thread began."""
+        ...
+
+    def refused(self, call: Any) -> bool:
+        """After ``call`` was refused: whether to make it once more."""
+        ...
+
+
+class RetryingFlightClient(flight.FlightClient):  # type: ignore[misc]  # pyarrow is untyped
+    """Makes a call that is UNAUTHENTICATED once more, if nothing of its answer was read.
+
+    ``do_put`` and ``do_exchange`` are as they are: what was written cannot be written again.
+    """
+
+    def __init__(self, *args: Any, remedies: Sequence[Remedy], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._remedies = remedies
+
+    def list_actions(self, *args: Any, **options: Any) -> Any:
+        return self._call(super().list_actions, args, options)
+
+    def get_flight_info(self, *args: Any, **options: Any) -> Any:
+        return self._call(super().get_flight_info, args, options)
+
+    def get_schema(self, *args: Any, **options: Any) -> Any:
+        return self._call(super().get_schema, args, options)
+
+    def do_get(self, *args: Any, **options: Any) -> Any:
+        return self._call(super().do_get, args, options)
+
+    def do_action(self, *args: Any, **options: Any) -> Iterator[Any]:
+        return self._stream(super().do_action, args, options)
+
+    def list_flights(self, *args: Any, **options: Any) -> Iterator[Any]:
+        return self._stream(super().list_flights, args, options)
+
+    def _call(self, call: Callable[..., T], args: Any, options: Any) -> T:
+        try:
+            return call(*args, **options)
+        except (flight.FlightUnauthenticatedError, OSError) as error:
+            if not self._may_retry(error, [each.last_call() for each in self._remedies]):
+                raise
+        return call(*args, **options)
+
+    def _stream(self, call: Callable[..., Iterator[T]], args: Any, options: Any) -> Iterator[T]:
+        # Sent here and now, also if nobody ever reads what it answers.
+        results = iter(call(*args, **options))
+        calls = [each.last_call() for each in self._remedies]
+
+        def read() -> Iterator[T]:
+            nonlocal results
+            try:
+                first = next(results)
+            except StopIteration:
+                return
+            except (flight.FlightUnauthenticatedError, OSError) as error:
+                if not self._may_retry(error, calls):
+                    raise
+                results = iter(call(*args, **options))
+            else:
+                yield first
+            yield from results
+
+        return read()
+
+    def _may_retry(self, error: Exception, calls: list[Any]) -> bool:
+        if not is_unauthenticated(error):
+            return False
+        remedies = zip(self._remedies, calls, strict=True)
+        return any([each.refused(call) for each, call in remedies])  # noqa: C419 -- ask all
+
+
+def is_unauthenticated(error: Exception) -> bool:
+    """Whether a call was refused so; of ``get_schema``, pyarrow makes it a plain ``OSError``."""
+    if isinstance(error, flight.FlightUnauthenticatedError):
+        return True
+    return not isinstance(error, flight.FlightError) and "Detail: Unauthenticated" in str(error)
