@@ -265,7 +265,12 @@ class FlightConnector:
             ) from cause
         left = deadline - time.monotonic()
         reason, remedy = look_at_tls(
-            worker, message, attempt.credentials, self._tls.override_hostname, left
+            worker,
+            message,
+            attempt.credentials,
+            self._tls.override_hostname,
+            left,
+            verify=not self.disable_server_verification,
         ) or explain_unavailable(message, tls=worker.is_tls, redact=redact)
         raise WorkerConnectError(
             f"Could not connect to worker {worker.key}: {reason}; {remedy}", url=worker.key

@@ -48,7 +48,8 @@ _WORKER: Final = {
     "name": OTHER_NAME,
 }
 _MISSING: Final = Diagnosis(
-    "it asks for a client certificate, and none was given",
+    "it ended the connection right after the handshake; most likely it asks for a client "
+    "certificate, and none was given",
     "pass client_certificate and client_key",
 )
 _RENEW: Final = "renew client_certificate and client_key; a TlsConfig notices renewed files"
@@ -69,6 +70,8 @@ def look_at_tls(
     credentials: Credentials | None,
     override_hostname: str | None,
     timeout: float,
+    *,
+    verify: bool = True,
 ) -> Diagnosis | None:
     """Why a connect failed with gRPC's ``message``; ``None`` if that is no matter of TLS.
 
@@ -80,7 +83,8 @@ def look_at_tls(
 
     def look() -> None:
         with contextlib.suppress(Exception):  # whatever it is: gRPC's own words will do
-            found.append(_look(worker, credentials, override_hostname, time.monotonic() + timeout))
+            until = time.monotonic() + timeout
+            found.append(_look(worker, credentials, override_hostname, until, verify))
 
     thread = threading.Thread(target=look, name="resolver-handshake", daemon=True)
     thread.start()
@@ -89,7 +93,11 @@ def look_at_tls(
 
 
 def _look(
-    worker: WorkerUrl, credentials: Credentials | None, name: str | None, deadline: float
+    worker: WorkerUrl,
+    credentials: Credentials | None,
+    name: str | None,
+    deadline: float,
+    verify: bool,
 ) -> Diagnosis | None:
     import socket  # noqa: PLC0415 -- nobody needs these until something is wrong
     import ssl  # noqa: PLC0415
@@ -97,11 +105,11 @@ def _look(
     host = worker.host.strip("[]")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.set_alpn_protocols(["h2"])
-    if credentials is None:
+    if credentials is not None:
+        _trust(context, credentials)
+    if credentials is None or not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    else:
-        _trust(context, credentials)
     with socket.create_connection((host, worker.port), deadline - time.monotonic()) as plain:
         plain.settimeout(max(deadline - time.monotonic(), 0.001))
         try:

@@ -30,7 +30,7 @@ from ._errors import (
 from ._failures import DEFAULT_CAP, FailureMemory
 from ._flight import Connector, FlightConnector
 from ._single_flight import PendingConnect, without_traceback
-from ._tls import TLS_SCHEME, rotating
+from ._tls import TLS_SCHEME, is_outdated, rotating
 from ._urls import mask_url, parse_worker_url
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ class DefaultChannelResolver(ClientCache):
                 client, error = self._try_to_connect(key)
             finally:
                 pending.connecting_thread = None
-            if error is not None and self.failure_ttl:
+            if error is not None and self.failure_ttl and not self._rotated(key, generation):
                 self._remember(key, pending, error, began)
         if error is not None:
             # With several lanes only the memory remembers: one's success ends it for all.
@@ -240,7 +240,7 @@ class DefaultChannelResolver(ClientCache):
             if self._closed_by_caller:
                 del client  # or the error's traceback would hold it
                 raise _closed_error()
-        elif generation != self._credentials_of(key, look=False):
+        elif self._rotated(key, generation):
             self._drop(key, client)  # made with what was rotated out meanwhile
         self._failures.reached(key)
         pending.succeed(client)
@@ -483,15 +483,19 @@ class DefaultChannelResolver(ClientCache):
         if tls is not None:
             tls.subscribe(self)
 
-    def _credentials_of(self, key: str, *, look: bool = True) -> int:
-        """Which generation of credentials a connect to `key` uses."""
+    def _credentials_of(self, key: str) -> int:
+        """Which generation of credentials a connect to `key` uses that begins now."""
         tls = rotating(self.connector) if key.startswith(TLS_SCHEME) else None
         if tls is None:
             return 0
-        if look:
-            with contextlib.suppress(Exception):  # the connector says it
-                return tls.refresh()
+        with contextlib.suppress(Exception):  # the connector says it
+            return tls.refresh(0)  # it waits for no other thread; the connector has a deadline
         return tls.generation
+
+    def _rotated(self, key: str, used: int) -> bool:
+        """Whether the credentials of a connect have been replaced meanwhile."""
+        tls = rotating(self.connector) if key.startswith(TLS_SCHEME) else None
+        return tls is not None and is_outdated(used, tls.generation)
 
     def _credentials_changed(self) -> None:
         """Connect anew where the credentials of before were used; called by a `TlsConfig`."""

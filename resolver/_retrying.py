@@ -56,20 +56,23 @@ class RetryingFlightClient(flight.FlightClient):  # type: ignore[misc]  # pyarro
         return self._stream(super().do_action, args, options)
 
     def list_flights(self, *args: Any, **options: Any) -> Iterator[Any]:
-        return self._stream(super().list_flights, args, options)
+        return self._stream(super().list_flights, args, options, lazy=True)
 
     def _call(self, call: Callable[..., T], args: Any, options: Any) -> T:
         try:
             return call(*args, **options)
         except (flight.FlightUnauthenticatedError, OSError) as error:
-            if not self._may_retry(error, [each.last_call() for each in self._remedies]):
+            if not self._may_retry(error, self._last_calls()):
                 raise
         return call(*args, **options)
 
-    def _stream(self, call: Callable[..., Iterator[T]], args: Any, options: Any) -> Iterator[T]:
-        # Sent here and now, also if nobody ever reads what it answers.
+    def _stream(
+        self, call: Callable[..., Iterator[T]], args: Any, options: Any, *, lazy: bool = False
+    ) -> Iterator[T]:
+        # Sent here and now, also if nobody ever reads what it answers; but pyarrow sends a
+        # ``lazy`` one when it is first read, on whichever thread that is.
         results = iter(call(*args, **options))
-        calls = [each.last_call() for each in self._remedies]
+        begun = None if lazy else self._last_calls()
 
         def read() -> Iterator[T]:
             nonlocal results
@@ -78,7 +81,7 @@ class RetryingFlightClient(flight.FlightClient):  # type: ignore[misc]  # pyarro
             except StopIteration:
                 return
             except (flight.FlightUnauthenticatedError, OSError) as error:
-                if not self._may_retry(error, calls):
+                if not self._may_retry(error, self._last_calls() if begun is None else begun):
                     raise
                 results = iter(call(*args, **options))
             else:
@@ -86,6 +89,9 @@ class RetryingFlightClient(flight.FlightClient):  # type: ignore[misc]  # pyarro
             yield from results
 
         return read()
+
+    def _last_calls(self) -> list[Any]:
+        return [each.last_call() for each in self._remedies]
 
     def _may_retry(self, error: Exception, calls: list[Any]) -> bool:
         if not is_unauthenticated(error):

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from ._background import Daemon
 
@@ -39,6 +39,9 @@ TLS_SCHEME: Final = "https:"
 _PAIRS: Final = (("client_certificate", "client_key"), ("server_certificate", "server_key"))
 _MIN_INTERVAL: Final = 0.05
 _YOUNG_NS: Final = 2_000_000_000  # coarser than the clock of any file system
+
+_T = TypeVar("_T")
+_Weak: TypeAlias = "weakref.WeakValueDictionary[int, _T]"
 
 logger = logging.getLogger("resolver")
 
@@ -153,9 +156,10 @@ class TlsConfig:
         self._tried: Any = None
         self._asked_at = -float("inf")
         self._failure: str | None = None
-        self._subscribers: weakref.WeakSet[Any] = weakref.WeakSet()
+        # By identity, here and below: equal ones are not the same.
+        self._subscribers: _Weak[Any] = weakref.WeakValueDictionary()
         with _roll:
-            _all.add(self)
+            _all[id(self)] = self
 
     def rotate(self) -> None:
         """Have new connections use the credentials as they are now, and old ones end.
@@ -221,7 +225,7 @@ class TlsConfig:
     def subscribe(self, subscriber: Subscriber) -> None:
         """Call ``subscriber._credentials_changed()`` after each change; held weakly."""
         with _roll:
-            self._subscribers.add(subscriber)
+            self._subscribers[id(subscriber)] = subscriber
         if any(not isinstance(source, bytes) for source in self._sources.values()):
             _watcher.watch(self)
 
@@ -319,7 +323,7 @@ class TlsConfig:
 
     def _tell(self) -> None:
         with _roll:
-            subscribers = list(self._subscribers)
+            subscribers = list(self._subscribers.values())
         for subscriber in subscribers:
             try:
                 subscriber._credentials_changed()  # noqa: SLF001 -- see Subscriber
@@ -334,12 +338,12 @@ class _Watcher(Daemon):
 
     def __init__(self) -> None:
         super().__init__()
-        self._watched: weakref.WeakSet[TlsConfig] = weakref.WeakSet()
+        self._watched: _Weak[TlsConfig] = weakref.WeakValueDictionary()
         self._arrived = threading.Event()
 
     def watch(self, config: TlsConfig) -> None:
         with _roll:
-            self._watched.add(config)
+            self._watched[id(config)] = config
         self._arrived.set()
         self.ensure_started()
 
@@ -352,7 +356,12 @@ class _Watcher(Daemon):
 
     def _in_use(self) -> list[TlsConfig]:
         with _roll:
-            return list(self._watched)
+            return list(self._watched.values())
+
+
+def is_outdated(used: int, now: int) -> bool:
+    """Whether what a connect ``used`` was rotated out by ``now``; 0 is before the first reading."""
+    return max(used, 1) != max(now, 1)
 
 
 def rotating(connector: Any) -> TlsConfig | None:
@@ -537,7 +546,7 @@ def _from_options(options: dict[str, Any]) -> TlsConfig:
 
 
 _roll = threading.RLock()  # of the sets of weak references; a finalizer may come back to it
-_all: weakref.WeakSet[TlsConfig] = weakref.WeakSet()
+_all: _Weak[TlsConfig] = weakref.WeakValueDictionary()
 _watcher = _Watcher()
 
 
@@ -546,7 +555,7 @@ def _start_over() -> None:
     global _roll, _watcher  # noqa: PLW0603
     _roll = threading.RLock()
     _watcher = _Watcher()
-    for config in list(_all):
+    for config in list(_all.values()):
         config._lock = threading.Lock()  # noqa: SLF001
 
 

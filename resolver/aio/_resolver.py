@@ -35,7 +35,7 @@ from resolver._resolver import (
     _drop_tracebacks,
 )
 from resolver._single_flight import without_traceback
-from resolver._tls import TLS_SCHEME, rotating
+from resolver._tls import TLS_SCHEME, is_outdated, rotating
 from resolver._urls import mask_url, parse_worker_url
 
 from ._homes import LoopHomes, fast_hits
@@ -234,9 +234,10 @@ class DefaultChannelResolver(LoopHomes):
                 generation = await self._credentials_of(key)
                 client, error = await self._try_to_connect(key)
             if error is not None:
-                self._end(home, key, lane, pending, error, began=began)
+                rotated = self._rotated(key, generation)
+                self._end(home, key, lane, pending, error, began=began, remember=not rotated)
             elif home.caches[lane]._publish(key, 0, pending, client):  # noqa: SLF001
-                if key.startswith(TLS_SCHEME) and generation != self._generation():
+                if self._rotated(key, generation):
                     home.caches[lane]._drop(key, client)  # noqa: SLF001 -- rotated out meanwhile
                 self._failures.reached(key)
                 pending.succeed(client)
@@ -303,13 +304,14 @@ class DefaultChannelResolver(LoopHomes):
         error: BaseException | None,
         *,
         began: float | None = None,
+        remember: bool = True,
     ) -> None:
         """End a connect without a client, unless it has ended; None: by an interrupt."""
         if pending.ended:
             return
         cache = home.caches[lane]
         if error is not None:
-            if self.failure_ttl:
+            if self.failure_ttl and remember:
                 _drop_tracebacks(error)
                 since = self._failures.now() if began is None else began
                 failure = self._failures.failed(key, without_traceback(error), since)
@@ -518,12 +520,13 @@ class DefaultChannelResolver(LoopHomes):
         if tls is None or not key.startswith(TLS_SCHEME):
             return 0
         with contextlib.suppress(Exception):  # the connector says it
-            return await asyncio.to_thread(tls.refresh)  # files may be slow, callables block
+            return await asyncio.to_thread(tls.refresh, 0)  # files may be slow, callables block
         return tls.generation
 
-    def _generation(self) -> int:
-        tls = rotating(self.connector)
-        return 0 if tls is None else tls.generation
+    def _rotated(self, key: str, used: int) -> bool:
+        """Whether the credentials of a connect have been replaced meanwhile."""
+        tls = rotating(self.connector) if key.startswith(TLS_SCHEME) else None
+        return tls is not None and is_outdated(used, tls.generation)
 
     def _credentials_changed(self) -> None:
         """Connect anew where the credentials of before were used; called by a `TlsConfig`."""

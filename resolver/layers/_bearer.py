@@ -56,6 +56,8 @@ class BearerToken(Layer):
                 f"provider is a function that returns the token, not {type(provider).__name__}; "
                 "for one that never changes, use RequestHeaders"
             )
+        if not isinstance(insecure, bool):
+            raise TypeError("insecure must be a bool")
         self.provider = provider
         self.refresh_before = _seconds("refresh_before", refresh_before)
         self.timeout = _seconds("timeout", timeout)

@@ -67,16 +67,17 @@ class TokenSource:
         self._failure: BaseException | None = None
         self._failures_in_a_row = 0
         self._rest_until = -math.inf
+        self._ahead_after = -math.inf
 
     def current(self) -> str | None:
         """The token if it is valid now; has it renewed in the background when it soon is not."""
         token = self._token
         if token is None or self._pid != os.getpid():
             return None
-        left = math.inf if token.expires_at is None else token.expires_at - time.time()
+        left = _left(token)
         if left <= 0:
             return None
-        if left <= self._refresh_before:
+        if left <= self._refresh_before and time.monotonic() >= self._ahead_after:
             self._ask(token.value)
         return token.value
 
@@ -161,6 +162,10 @@ class TokenSource:
         with self._lock:
             now = time.monotonic()
             if isinstance(outcome, Token):
+                if self._token is not None and _left(self._token) > 0:
+                    # What was got ahead of time may end soon itself, or be the same as before:
+                    # that is no reason to ask again at each call.
+                    self._ahead_after = now + max(_left(outcome) / 2, _FIRST_REST)
                 self._token, self._obtained_at, self._is_forced = outcome, now, force
                 self._failure, self._failures_in_a_row = None, 0
             else:
@@ -200,7 +205,12 @@ def _checked(given: Any) -> Token:
 
 
 def _is_valid(token: Token) -> bool:
-    return token.expires_at is None or token.expires_at > time.time()
+    return _left(token) > 0
+
+
+def _left(token: Token) -> float:
+    """Seconds until it ends."""
+    return math.inf if token.expires_at is None else token.expires_at - time.time()
 
 
 async def _wait_for(asking: Asking, patience: float) -> None:

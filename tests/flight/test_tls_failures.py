@@ -208,6 +208,11 @@ def test_a_callable_that_fails_is_named_without_its_words(connect: Connect, worl
     assert "s3cret" not in str(caught.value)
 
 
+def test_unverified_servers_may_ask_for_certificates_too(world: World) -> None:
+    with pytest.raises(WorkerConnectError, match="it asks for a client certificate"):
+        FlightConnector(disable_server_verification=True).connect(world.mutual)
+
+
 def test_a_look_at_tls_ends_with_the_deadline(monkeypatch, world: World) -> None:
     """The handshake that tells failures apart may hang in a name server; nobody waits for it."""
     import threading

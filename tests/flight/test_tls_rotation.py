@@ -243,6 +243,50 @@ def test_a_failure_of_before_is_forgotten(server, tmp_path, signer) -> None:
         assert identity(resolver, server.url) == SECOND
 
 
+def test_a_failure_of_before_that_comes_late_is_not_remembered(server, tmp_path, signer) -> None:
+    class Slow(FlightConnector):
+        def connect(self, url: str) -> flight.FlightClient:
+            try:
+                return super().connect(url)
+            finally:
+                if not reached.is_set():
+                    reached.set()
+                    assert go_on.wait(30)
+
+    reached, go_on = threading.Event(), threading.Event()
+    files = PemFiles(tmp_path, signer.issue(FIRST, ends_in=-1.0))
+    tls = TlsConfig(
+        root_certificates=signer.root, client_certificate=files.certificate, client_key=files.key
+    )
+    with DefaultChannelResolver(Slow(tls=tls), failure_ttl=3_600) as resolver:
+        looking_up = Background(lambda: resolver.get_flight_client_for_url(server.url))
+        assert reached.wait(30)
+        files.replace(signer.issue(SECOND))
+        tls.rotate()
+        go_on.set()
+        with pytest.raises(WorkerConnectError):
+            looking_up.result()
+        assert identity(resolver, server.url) == SECOND
+
+
+def test_a_first_reading_by_others_holds_nobody_up_beyond_the_deadline(server, signer) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> bytes:
+        begun.set()
+        assert go_on.wait(30)
+        return signer.root
+
+    connector = FlightConnector(tls=TlsConfig(root_certificates=slow), connect_timeout=0.2)
+    with DefaultChannelResolver(connector) as resolver:
+        first = Background(lambda: resolver.prefetch([server.url]))
+        assert begun.wait(30)
+        with pytest.raises(WorkerConnectError, match="in time"):
+            resolver.get_flight_client_for_url("https://127.0.0.1:1")
+        go_on.set()
+        first.result()
+
+
 def test_asyncio_clients_rotate_too(server, tls, files, signer) -> None:
     pytest.importorskip("grpc")
     from resolver import aio

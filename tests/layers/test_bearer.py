@@ -546,3 +546,34 @@ def test_a_forked_child_asks_anew() -> None:
     layer._source._pid = os.getpid() + 1  # as a child finds it
     assert sent(layer) == "first"
     assert issuer.asked == 2
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_token_shorter_lived_than_refresh_before_is_not_renewed_by_every_call(same) -> None:
+    asked = []
+
+    def provider() -> Token:
+        asked.append(1)
+        return Token("same" if same else f"t{len(asked)}", time.time() + 3_600)
+
+    layer = BearerToken(provider, refresh_before=7_200)
+    for _ in range(50):
+        sent(layer)
+        wait_until(lambda: layer._source._asking is None)
+    assert len(asked) == 2  # at first, and once ahead of its end
+
+
+@pytest.mark.parametrize("method", ["list_flights", "do_action", "do_get"])
+def test_a_call_refused_on_another_thread_than_the_connects_is_made_once_more(
+    method, url, door
+) -> None:
+    use, expected = METHODS[method]
+    layer = BearerToken(Issuer("first", "second"))
+    client = FlightConnector(layers=[layer]).connect(url)
+    door.accepted = {"second"}
+    assert run_concurrently([lambda: use(client)]) == [expected]
+
+
+def test_insecure_is_said_with_a_bool() -> None:
+    with pytest.raises(TypeError, match="insecure"):
+        BearerToken(lambda: "token", insecure="no")

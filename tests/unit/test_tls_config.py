@@ -142,6 +142,28 @@ def test_subscribers_hear_of_changes_only_and_are_held_weakly(tmp_path, signer) 
     assert len(config._subscribers) == 1
 
 
+def test_equal_configs_are_watched_each(tmp_path, signer) -> None:
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self) -> bytes:
+            return signer.root
+
+    assert TlsConfig(root_certificates=Unhashable()).credentials().root_certificates == signer.root
+    files = PemFiles(tmp_path, signer.issue())
+    listeners = [Listener(), Listener()]
+    configs = [
+        TlsConfig(client_certificate=files.certificate, client_key=files.key, check_interval=0.05)
+        for _ in listeners
+    ]
+    assert configs[0] == configs[1]
+    for config, listener in zip(configs, listeners, strict=True):
+        config.credentials()
+        config.subscribe(listener)
+    files.replace(signer.issue())
+    wait_until(lambda: [listener.calls for listener in listeners] == [1, 1])
+
+
 def test_a_subscriber_that_fails_does_not_stop_the_others(signer, caplog) -> None:
     class Broken:
         def _credentials_changed(self) -> None:
