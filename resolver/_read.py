@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import pyarrow as pa
 from pyarrow import flight
@@ -35,11 +35,11 @@ from ._resolver import default_channel_resolver
 from ._urls import parse_worker_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from ._resolver import ChannelResolver
 
-_CALL_ERRORS: Final = (flight.FlightError, pa.ArrowException, OSError, ResolverError)
+CALL_ERRORS: Final = (flight.FlightError, pa.ArrowException, OSError, ResolverError)
 _MAX_COUNT: Final = 10_000
 
 
@@ -120,18 +120,13 @@ def read_batches(
     without a usable location, or its subclass (a ValueError) for a schema that differs.
     Notes on the exception name the endpoint and what its other locations said.
     """
-    _check_count("concurrency", concurrency)
-    _check_count("prefetch", prefetch)
-    _check_timeout(timeout)
-    if allow is not None and not callable(allow):
-        raise TypeError("allow is a function from a URL to a bool")
+    check_arguments(concurrency, prefetch, timeout, allow)
     if resolver is None:
         resolver = default_channel_resolver()
     calls = _Calls(resolver, None if url is None else parse_worker_url(url).key, timeout, allow)
     if isinstance(info, flight.FlightDescriptor):
         info = calls.get_info(info)
-    elif not isinstance(info, flight.FlightInfo):
-        raise TypeError(f"read takes a FlightInfo or a FlightDescriptor, not {type(info).__name__}")
+    check_info(info)
     calls.endpoints = list(info.endpoints)
     calls.schema = info.schema
     fetch = Fetch(
@@ -201,55 +196,99 @@ class FlightBatches:
         self.close()
 
 
-class _Calls:
-    """The calls that reading takes; shared by the fetching threads."""
+class Agreeing(Protocol):
+    """Where the schema is settled that all endpoints must have."""
+
+    def agree(self, schema: Any) -> Any:
+        """The schema that counts."""
+        ...
+
+
+class EndpointCalls:
+    """What is known while the endpoints of one info are read; blocking or not."""
 
     def __init__(
         self,
-        resolver: ChannelResolver,
+        resolver: Any,
         origin: str | None,
         timeout: float | None,
         allow: Callable[[str], bool] | None,
     ) -> None:
         self.endpoints: list[flight.FlightEndpoint] = []
         self.schema: pa.Schema | None = None
-        self._resolver = resolver
-        self._origin = origin
-        self._timeout = timeout
-        self._allow = allow
+        self.resolver = resolver
+        self.origin = origin
+        self.timeout = timeout
         # A location that failed once is the last to be tried for the endpoints that follow.
         # (One in the resolver's own failure memory is refused there at no cost.)
-        self._failed: set[Place] = set()
+        self.failed: set[Place] = set()
+        self._allow = allow
+
+    def to_try(self, endpoint: flight.FlightEndpoint, name: str) -> Iterable[Place]:
+        """Where to read an endpoint, in order."""
+        places = places_of(endpoint, name=name, origin=self.origin, allow=self._allow)
+        return in_order_of_trial(places, self.failed)
+
+    def name(self, index: int) -> str:
+        return endpoint_name(index, len(self.endpoints))
+
+    def shown(self, place: Place) -> str:
+        """The URL of a place."""
+        return place if place is not None else self.origin or ""
+
+    def check_schema(self, actual: pa.Schema, fetch: Agreeing, name: str, place: Place) -> None:
+        """Raise unless all endpoints have one schema."""
+        expected = fetch.agree(actual) if self.schema is None else self.schema
+        check_schema(expected, actual, name=name, url=self.shown(place))
+
+    @contextlib.contextmanager
+    def invalidating(self, place: Place, client: Any) -> Iterator[None]:
+        """Have the resolver forget this very client should its connection fail."""
+        try:
+            yield
+        except flight.FlightUnavailableError as error:
+            invalidate = getattr(self.resolver, "invalidate", None)
+            if is_connection_failure(error) and invalidate is not None:
+                with contextlib.suppress(ResolverError):  # closed meanwhile
+                    invalidate(self.shown(place), client)
+            raise
+
+    def note(self, error: Exception, name: str, place: Place, remark: str) -> None:
+        """Say on an error what it was that failed."""
+        self.failed.add(place)
+        error.add_note(f"{name}, from {self.shown(place)}{remark}")
+
+
+class _Calls(EndpointCalls):
+    """The calls that reading takes; shared by the fetching threads."""
 
     def get_info(self, descriptor: flight.FlightDescriptor) -> flight.FlightInfo:
-        if self._origin is None:
+        if self.origin is None:
             raise TypeError("to read a descriptor, pass the url= of the worker to ask")
         client = self._client(None)
-        with self._invalidating(None, client):
+        with self.invalidating(None, client):
             return client.get_flight_info(descriptor, **self._options(client))
 
     def fetch_endpoint(self, index: int, fetch: Fetch) -> None:
         """Read one endpoint from the first of its locations that answers."""
-        name = endpoint_name(index, len(self.endpoints))
+        name = self.name(index)
         endpoint, remark = self._renewed(self.endpoints[index])
-        places = places_of(endpoint, name=name, origin=self._origin, allow=self._allow)
         errors: list[Exception] = []
-        for place in in_order_of_trial(places, self._failed):
+        for place in self.to_try(endpoint, name):
             fetch.check_running()
             begun = False
             try:
                 client = self._client(place)
-                with self._invalidating(place, client):
+                with self.invalidating(place, client):
                     stream = client.do_get(endpoint.ticket, **self._options(client))
                     with fetch.opened(stream):
-                        self._check_schema(stream.schema, fetch, name, place)
+                        self.check_schema(stream.schema, fetch, name, place)
                         for batch in _batches(stream):
                             begun = True
                             fetch.put(index, batch)
                 return  # noqa: TRY300 -- read to its end
-            except _CALL_ERRORS as error:
-                self._failed.add(place)
-                error.add_note(f"{name}, from {self._shown(place)}{remark}")
+            except CALL_ERRORS as error:
+                self.note(error, name, place, remark)
                 # After the first batch, another location would give some rows twice.
                 if begun or isinstance(error, SchemaMismatchError):
                     raise
@@ -263,45 +302,26 @@ class _Calls:
         """The endpoint to read, and what to say of it should that fail."""
         if not has_expired(endpoint, time.time_ns()):
             return endpoint, ""
-        if self._origin is None:
+        if self.origin is None:
             return endpoint, "; it has expired, and without url= nobody can be asked to renew it"
         try:
             client = self._client(None)
-            with self._invalidating(None, client):
+            with self.invalidating(None, client):
                 results = client.do_action(renewal_of(endpoint), **self._options(client))
                 return renewed_endpoint(results), ""
-        except _CALL_ERRORS as error:
+        except CALL_ERRORS as error:
             # A server need not renew, and may serve what it called expired.
             return endpoint, f"; it has expired and was not renewed ({described(error)})"
 
-    def _check_schema(self, actual: pa.Schema, fetch: Fetch, name: str, place: Place) -> None:
-        expected = fetch.agree(actual) if self.schema is None else self.schema
-        check_schema(expected, actual, name=name, url=self._shown(place))
-
     def _client(self, place: Place) -> Any:
-        return self._resolver.get_flight_client_for_url(self._shown(place))
-
-    def _shown(self, place: Place) -> str:
-        return place if place is not None else self._origin or ""
+        return self.resolver.get_flight_client_for_url(self.shown(place))
 
     def _options(self, client: Any) -> dict[str, Any]:
         from ._grpc_client import FlightServiceClient  # noqa: PLC0415 -- most never read so
 
         if isinstance(client, FlightServiceClient):
-            return {"timeout": self._timeout}
-        return {"options": flight.FlightCallOptions(timeout=self._timeout)}
-
-    @contextlib.contextmanager
-    def _invalidating(self, place: Place, client: Any) -> Iterator[None]:
-        """Have the resolver forget this very client should its connection fail."""
-        try:
-            yield
-        except flight.FlightUnavailableError as error:
-            invalidate = getattr(self._resolver, "invalidate", None)
-            if is_connection_failure(error) and invalidate is not None:
-                with contextlib.suppress(ResolverError):  # closed meanwhile
-                    invalidate(self._shown(place), client)
-            raise
+            return {"timeout": self.timeout}
+        return {"options": flight.FlightCallOptions(timeout=self.timeout)}
 
 
 def _batches(stream: flight.FlightStreamReader) -> Iterator[pa.RecordBatch]:
@@ -319,6 +339,21 @@ def _in_words(batches: FlightBatches) -> Iterator[pa.RecordBatch]:
             raise ValueError(described(error)) from error
         except Exception as error:
             raise OSError(described(error)) from error
+
+
+def check_arguments(concurrency: Any, prefetch: Any, timeout: Any, allow: Any) -> None:
+    """Raise TypeError or ValueError for what makes no sense."""
+    _check_count("concurrency", concurrency)
+    _check_count("prefetch", prefetch)
+    _check_timeout(timeout)
+    if allow is not None and not callable(allow):
+        raise TypeError("allow is a function from a URL to a bool")
+
+
+def check_info(info: Any) -> None:
+    """Raise TypeError for what is no `FlightInfo`."""
+    if not isinstance(info, flight.FlightInfo):
+        raise TypeError(f"read takes a FlightInfo or a FlightDescriptor, not {type(info).__name__}")
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -215,7 +215,9 @@ class _Messages:
         except Exception as error:  # noqa: BLE001 -- those of grpc become pyarrow's
             self._end(as_flight_error(error))
             raise as_flight_error(error) from None
-        except BaseException:  # the task was cancelled, and the call with it
+        except BaseException:  # the task was cancelled
+            # Not always the call with it: one that was just about to begin goes on.
+            self._call.cancel()
             self._end(flight.FlightCancelledError("a task that read the stream was cancelled"))
             raise
         if message is self._eof:

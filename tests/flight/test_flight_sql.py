@@ -1,10 +1,13 @@
-"""A Flight SQL result, read by another project's client and by `resolver.read`: same rows."""
+"""A Flight SQL result, read by another project's client and by both of ours: same rows."""
 
 from __future__ import annotations
+
+import asyncio
 
 import pytest
 
 import resolver
+from resolver import aio
 
 adbc = pytest.importorskip("adbc_driver_flightsql.dbapi")  # not to be had free-threaded
 pytest.importorskip("duckdb")
@@ -41,8 +44,14 @@ def test_both_clients_give_the_same_rows(server, query):
         theirs = cursor.fetch_arrow_table()
     with resolver.DefaultChannelResolver() as channels:
         ours = resolver.read(statement(query), channels, url=server.url).read_all()
-    assert ours.schema.equals(theirs.schema)
-    assert ours.to_pylist() == theirs.to_pylist()
+    for table in (ours, asyncio.run(read_in_asyncio(server, query))):
+        assert table.schema.equals(theirs.schema)
+        assert table.to_pylist() == theirs.to_pylist()
+
+
+async def read_in_asyncio(server, query):
+    async with aio.DefaultChannelResolver() as channels:
+        return await (await aio.read(statement(query), channels, url=server.url)).read_all()
 
 
 def test_the_result_comes_in_several_endpoints(server):

@@ -1,0 +1,172 @@
+"""Tasks that fetch endpoints into a bounded buffer; the inside of `read`.
+
+The asyncio twin of `resolver._fetch`: knows nothing of locations or Flight. Batches wait
+here in the order of their endpoints or as they come, never more than the bound, and the
+first error, or `stop`, ends everything. Belongs to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+class Fetch:
+    """Runs ``job(index, fetch)`` for each of `count` endpoints, `concurrency` at a time.
+
+    A job awaits `put` for each batch, and raises what went wrong. At most ``prefetch + 1``
+    batches wait and one more is in the hands of each of `concurrency` tasks. Endpoints are
+    begun in their order: the task of the endpoint that an ordered reader waits for may always
+    put one batch, so a full buffer of later ones is no deadlock.
+    """
+
+    def __init__(
+        self,
+        job: Callable[[int, Fetch], Awaitable[None]],
+        count: int,
+        *,
+        ordered: bool,
+        concurrency: int,
+        prefetch: int,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._job = job
+        self._count = count
+        self._ordered = ordered
+        self._concurrency = min(concurrency, count)
+        self._prefetch = prefetch
+        self._changed = asyncio.Condition()
+        self._queues: dict[int, deque[Any]] = {}
+        self._waiting = 0
+        self._peak = 0
+        self._indexes = iter(range(count))
+        self._head = 0
+        self._done: set[int] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._schema: Any = None
+        self._error: BaseException | None = None
+        self._stopped = False
+
+    @property
+    def peak(self) -> int:
+        """The most batches that ever waited at once."""
+        return self._peak
+
+    async def take(self) -> Any:
+        """The next batch, or None at the end. Raises the first error of any job."""
+        self._start()
+        async with self._changed:
+            while True:
+                if self._error is not None:
+                    raise self._error
+                if self._stopped:
+                    return None
+                if queue := self._queues.get(self._head):
+                    batch = queue.popleft()
+                    self._waiting -= 1
+                    self._changed.notify_all()
+                    return batch
+                if len(self._done) == self._count and not self._waiting:
+                    return None
+                if self._ordered and self._head in self._done:
+                    self._queues.pop(self._head, None)
+                    self._head += 1
+                    self._changed.notify_all()  # whose turn it is may put beyond the bound
+                else:
+                    await self._changed.wait()
+
+    async def schema(self) -> Any:
+        """The schema of the endpoint that answers first; None without endpoints."""
+        self._start()
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: (
+                    self._schema is not None
+                    or self._error is not None
+                    or self._stopped
+                    or len(self._done) == self._count
+                )
+            )
+        if self._error is not None:
+            raise self._error
+        return self._schema
+
+    async def stop(self) -> None:
+        """End every job, and wait until they have ended; idempotent."""
+        self._cancel()
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        if tasks:
+            await asyncio.wait(tasks)
+        async with self._changed:
+            self._changed.notify_all()
+
+    def abandon(self) -> None:
+        """End every job, from any thread: nobody reads any more."""
+        if not self._loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # it was closed just now
+                self._loop.call_soon_threadsafe(self._cancel)
+
+    def agree(self, schema: Any) -> Any:
+        """The schema that counts: the one of the endpoint that answered first."""
+        if self._schema is None:
+            self._schema = schema
+            self._wake()
+        return self._schema
+
+    async def put(self, index: int, batch: Any) -> None:
+        """Hand over one batch of endpoint `index`. Waits while too many wait."""
+        slot = index if self._ordered else 0
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._has_room(slot))
+            self._queues.setdefault(slot, deque()).append(batch)
+            self._waiting += 1
+            self._peak = max(self._peak, self._waiting)
+            self._changed.notify_all()
+
+    def _has_room(self, slot: int) -> bool:
+        if self._waiting < self._prefetch:
+            return True
+        return slot == self._head and not self._queues.get(slot)
+
+    def _start(self) -> None:
+        if self._tasks or self._stopped:
+            return
+        self._tasks = [
+            self._loop.create_task(self._run(), name="resolver-read")
+            for _ in range(self._concurrency)
+        ]
+
+    async def _run(self) -> None:
+        for index in self._indexes:
+            try:
+                await self._job(index, self)
+            except Exception as error:  # noqa: BLE001 -- the reader raises it
+                if not self._stopped:
+                    self._error = error
+                    self._cancel(but=asyncio.current_task())
+                    await self._notify()
+                return
+            self._done.add(index)
+            await self._notify()
+
+    def _cancel(self, but: asyncio.Task[Any] | None = None) -> None:
+        self._stopped = True
+        self._queues.clear()
+        self._waiting = 0
+        for task in self._tasks:
+            if task is not but:
+                task.cancel()
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _wake(self) -> None:
+        waking = self._loop.create_task(self._notify())
+        self._tasks.append(waking)
+        waking.add_done_callback(self._tasks.remove)
