@@ -131,8 +131,11 @@ class _Retried:
             first = next(self._call)
         except grpc.RpcError:
             again = self._again if _is_refused(self._call) else None
-            fresh = None if again is None else again()
-            self._settle(fresh)
+            fresh = None
+            try:
+                fresh = None if again is None else again()
+            finally:
+                self._settle(fresh)
             if fresh is None:
                 raise
             return next(self._call)

@@ -58,7 +58,6 @@ class TokenSource:
         self._start_over()
 
     def _start_over(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._token: Token | None = None
         self._is_forced = False
@@ -67,6 +66,7 @@ class TokenSource:
         self._failure: BaseException | None = None
         self._failures_in_a_row = 0
         self._rest_until = -math.inf
+        self._pid = os.getpid()  # last: from here on others use the rest
         self._ahead_after = -math.inf
 
     def current(self) -> str | None:
