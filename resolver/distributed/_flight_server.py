@@ -158,9 +158,15 @@ class FlightServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
             )
         call: CallHeaders = context.get_middleware(CALL_MIDDLEWARE)
         headers = call.named(request.passthrough)
+        query = request.output.query
 
         def run(is_cancelled: Callable[[], bool]) -> bytes:
-            state = self._sessions.of(request.output.query, call.headers)
+            state = self._sessions.of(query, call.headers)
+            try:
+                self._exchange.check_running(query)
+            except QueryReleasedError:  # while the session was built
+                self._sessions.forget(query)
+                raise
             report = run_task(
                 request,
                 _context_of(state, request),
@@ -172,7 +178,6 @@ class FlightServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
             )
             return report.to_bytes()
 
-        query = request.output.query
         self._exchange.touch(query, request.lease, ahead=request.wait)
         self._pool.start(request.output, run)
         try:

@@ -27,6 +27,7 @@ from resolver.distributed._wire import (
     TaskRequest,
 )
 from tests.support.distributed import DirectResolver, names, rows
+from tests.support.threads import wait_until
 
 QUERY = "0123456789abcdef" * 2
 KEY = OutputKey(QUERY, 1, 0, 0)
@@ -238,6 +239,27 @@ def test_a_broken_session_builder_is_told_to_the_caller(tmp_path, planning, buil
         pytest.raises(flight.FlightServerError, match=message),
     ):
         execute(client, request(planning, "SELECT l_tax FROM lineitem"))
+
+
+def test_a_session_built_for_a_query_that_is_over_is_let_go(tmp_path, planning, monkeypatch):
+    """The query ends after its task has left the queue and before that has a session."""
+    build = _flight_server._Sessions.of
+
+    def of(sessions, query, headers):
+        with flight.connect(server.location) as another:
+            act(another, RELEASE_QUERY, query.encode())
+        return build(sessions, query, headers)
+
+    monkeypatch.setattr(_flight_server._Sessions, "of", of)
+    with (
+        Worker().into_flight_server(exchange_dir=tmp_path) as server,
+        flight.connect(server.location) as client,
+    ):
+        with pytest.raises((flight.FlightError, pa.ArrowException)):
+            execute(client, request(planning, "SELECT l_tax FROM lineitem"))
+        sessions = server._flight._sessions
+        wait_until(lambda: server._pool.running == 0)
+        wait_until(lambda: (sessions._built, sessions._building) == ({}, {}))
 
 
 def test_a_plain_worker_uses_the_default_resolver():
