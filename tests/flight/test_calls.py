@@ -19,6 +19,7 @@ from resolver import (
     WorkerConnectError,
     WorkerConnectTimeoutError,
 )
+from resolver._flight import _Attempt
 from resolver._headers import CallHeadersFactory
 from resolver._urls import parse_worker_url
 from resolver.testing import FaultyProxy, FlightServerProcess
@@ -178,9 +179,8 @@ def test_an_answer_that_is_nobodys_is_quoted_without_secrets(error: type[Excepti
     status = error("Flight returned x error, with message: rejected token s3cret")
     connector = FlightConnector(connect_timeout=30)
     with pytest.raises(WorkerConnectError, match=r"answered .*rejected token \*\*\*") as caught:
-        connector._raise_unreachable(
-            parse_worker_url("http://w1:5"), status, time.monotonic() + 30, factory
-        )
+        worker, deadline = parse_worker_url("http://w1:5"), time.monotonic() + 30
+        connector._raise_unreachable(_Attempt(worker, deadline, None, factory, []), status)
     assert type(caught.value) is WorkerConnectError, "no deadline has passed"
     assert "s3cret" not in f"{caught.value!r} {caught.value.__cause__!r}"
 
