@@ -7,7 +7,6 @@ built (`_flight.py`).
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import sys
@@ -30,7 +29,7 @@ from ._errors import (
 from ._failures import DEFAULT_CAP, FailureMemory
 from ._flight import Connector, FlightConnector
 from ._single_flight import PendingConnect, without_traceback
-from ._tls import TLS_SCHEME, is_outdated, rotating
+from ._tls import TLS_SCHEME, generation_for, rotating, was_rotated
 from ._urls import mask_url, parse_worker_url
 
 if TYPE_CHECKING:
@@ -220,11 +219,15 @@ class DefaultChannelResolver(ClientCache):
             began = self._failures.now()
             pending.connecting_thread = threading.get_ident()
             try:
-                generation = self._credentials_of(key)
+                generation = generation_for(self.connector, key)
                 client, error = self._try_to_connect(key)
             finally:
                 pending.connecting_thread = None
-            if error is not None and self.failure_ttl and not self._rotated(key, generation):
+            if (
+                error is not None
+                and self.failure_ttl
+                and not was_rotated(self.connector, key, generation)
+            ):
                 self._remember(key, pending, error, began)
         if error is not None:
             # With several lanes only the memory remembers: one's success ends it for all.
@@ -240,7 +243,7 @@ class DefaultChannelResolver(ClientCache):
             if self._closed_by_caller:
                 del client  # or the error's traceback would hold it
                 raise _closed_error()
-        elif self._rotated(key, generation):
+        elif was_rotated(self.connector, key, generation):
             self._drop(key, client)  # made with what was rotated out meanwhile
         self._failures.reached(key)
         pending.succeed(client)
@@ -482,20 +485,6 @@ class DefaultChannelResolver(ClientCache):
         tls = rotating(self.connector)
         if tls is not None:
             tls.subscribe(self)
-
-    def _credentials_of(self, key: str) -> int:
-        """Which generation of credentials a connect to `key` uses that begins now."""
-        tls = rotating(self.connector) if key.startswith(TLS_SCHEME) else None
-        if tls is None:
-            return 0
-        with contextlib.suppress(Exception):  # the connector says it
-            return tls.refresh(0)  # it waits for no other thread; the connector has a deadline
-        return tls.generation
-
-    def _rotated(self, key: str, used: int) -> bool:
-        """Whether the credentials of a connect have been replaced meanwhile."""
-        tls = rotating(self.connector) if key.startswith(TLS_SCHEME) else None
-        return tls is not None and is_outdated(used, tls.generation)
 
     def _credentials_changed(self) -> None:
         """Connect anew where the credentials of before were used; called by a `TlsConfig`."""

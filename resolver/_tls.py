@@ -26,8 +26,10 @@ __all__ = [
     "PemSource",
     "TlsConfig",
     "config_of",
+    "generation_for",
     "load_pair",
     "rotating",
+    "was_rotated",
 ]
 
 PemSource: TypeAlias = bytes | str | os.PathLike[str] | Callable[[], bytes]
@@ -359,15 +361,30 @@ class _Watcher(Daemon):
             return list(self._watched.values())
 
 
-def is_outdated(used: int, now: int) -> bool:
-    """Whether what a connect ``used`` was rotated out by ``now``; 0 is before the first reading."""
-    return max(used, 1) != max(now, 1)
-
-
 def rotating(connector: Any) -> TlsConfig | None:
     """The config of a connector whose credentials may change."""
     tls = getattr(connector, "tls", None)
     return tls if isinstance(tls, TlsConfig) else None
+
+
+def generation_for(connector: Any, key: str) -> int:
+    """Which generation of credentials a connect to the URL ``key`` uses that begins now.
+
+    Looks for changes first; waits for no other thread, the connector has a deadline.
+    """
+    tls = rotating(connector) if key.startswith(TLS_SCHEME) else None
+    if tls is None:
+        return 0
+    with contextlib.suppress(Exception):  # the connector says it
+        return tls.refresh(0)
+    return tls.generation
+
+
+def was_rotated(connector: Any, key: str, used: int) -> bool:
+    """Whether the credentials of a connect to ``key`` have been replaced meanwhile."""
+    tls = rotating(connector) if key.startswith(TLS_SCHEME) else None
+    # 0 is before the first reading, which replaces nothing.
+    return tls is not None and max(used, 1) != max(tls.generation, 1)
 
 
 def config_of(connector: Any) -> TlsConfig:

@@ -8,7 +8,6 @@ client is built (`_connector.py`).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import os
 import sys
@@ -35,7 +34,7 @@ from resolver._resolver import (
     _drop_tracebacks,
 )
 from resolver._single_flight import without_traceback
-from resolver._tls import TLS_SCHEME, is_outdated, rotating
+from resolver._tls import TLS_SCHEME, generation_for, rotating, was_rotated
 from resolver._urls import mask_url, parse_worker_url
 
 from ._homes import LoopHomes, fast_hits
@@ -231,13 +230,14 @@ class DefaultChannelResolver(LoopHomes):
             if remembered is not None:  # by another lane, or another loop
                 error = without_traceback(remembered.error)
             else:
-                generation = await self._credentials_of(key)
+                if key.startswith(TLS_SCHEME):  # files may be slow, and callables block
+                    generation = await asyncio.to_thread(generation_for, self.connector, key)
                 client, error = await self._try_to_connect(key)
             if error is not None:
-                rotated = self._rotated(key, generation)
+                rotated = was_rotated(self.connector, key, generation)
                 self._end(home, key, lane, pending, error, began=began, remember=not rotated)
             elif home.caches[lane]._publish(key, 0, pending, client):  # noqa: SLF001
-                if self._rotated(key, generation):
+                if was_rotated(self.connector, key, generation):
                     home.caches[lane]._drop(key, client)  # noqa: SLF001 -- rotated out meanwhile
                 self._failures.reached(key)
                 pending.succeed(client)
@@ -513,20 +513,6 @@ class DefaultChannelResolver(LoopHomes):
         tls = rotating(self.connector)
         if tls is not None:
             tls.subscribe(self)
-
-    async def _credentials_of(self, key: str) -> int:
-        """Which generation of credentials a connect to `key` uses."""
-        tls = rotating(self.connector)
-        if tls is None or not key.startswith(TLS_SCHEME):
-            return 0
-        with contextlib.suppress(Exception):  # the connector says it
-            return await asyncio.to_thread(tls.refresh, 0)  # files may be slow, callables block
-        return tls.generation
-
-    def _rotated(self, key: str, used: int) -> bool:
-        """Whether the credentials of a connect have been replaced meanwhile."""
-        tls = rotating(self.connector) if key.startswith(TLS_SCHEME) else None
-        return tls is not None and is_outdated(used, tls.generation)
 
     def _credentials_changed(self) -> None:
         """Connect anew where the credentials of before were used; called by a `TlsConfig`."""

@@ -106,14 +106,15 @@ class _Retrying(_Interceptor):
         return _Retried(continuation(changed, request), again)
 
 
-class _Retried:
-    """A stream under way that is begun once more if it is refused before its first message."""
+class _Watched:
+    """A call under way, as the caller has it: the call itself, behind one more reference.
 
-    def __init__(self, call: Any, again: Callable[[], Any]) -> None:
+    gRPC cancels a call that nobody holds. The callback that tells its status holds it, so
+    what the caller holds has to be something else, which cancels it in the same way.
+    """
+
+    def __init__(self, call: Any) -> None:
         self._call = call
-        self._again: Callable[[], Any] | None = again
-        self._deciding = threading.Lock()
-        self._callbacks: list[Callable[[], None]] | None = []
 
     def __repr__(self) -> str:
         return repr(self._call)
@@ -123,6 +124,26 @@ class _Retried:
 
     def __iter__(self) -> Any:
         return self
+
+    def __next__(self) -> Any:
+        return next(self._call)
+
+    def __del__(self) -> None:
+        self.cancel()
+
+
+grpc.Call.register(_Watched)
+grpc.Future.register(_Watched)
+
+
+class _Retried(_Watched):
+    """A stream under way that is begun once more if it is refused before its first message."""
+
+    def __init__(self, call: Any, again: Callable[[], Any]) -> None:
+        super().__init__(call)
+        self._again: Callable[[], Any] | None = again
+        self._deciding = threading.Lock()
+        self._callbacks: list[Callable[[], None]] | None = []
 
     def __next__(self) -> Any:
         if self._again is None:
@@ -173,13 +194,6 @@ class _Retried:
             if not self._call.add_callback(callback):
                 callback()
 
-    def __del__(self) -> None:
-        self.cancel()
-
-
-grpc.Call.register(_Retried)
-grpc.Future.register(_Retried)
-
 
 def _is_refused(outcome: Any) -> bool:
     return outcome.code() is grpc.StatusCode.UNAUTHENTICATED
@@ -195,33 +209,3 @@ def _watch(outcome: Any, end: EndOnce) -> bool:
 def _status(outcome: Any) -> str:
     code = outcome.code()
     return code.name if isinstance(code, grpc.StatusCode) else "UNKNOWN"
-
-
-class _Watched:
-    """A call under way, as the caller has it: the call itself, behind one more reference.
-
-    gRPC cancels a call that nobody holds. The callback that tells its status holds it, so
-    what the caller holds has to be something else, which cancels it in the same way.
-    """
-
-    def __init__(self, call: Any) -> None:
-        self._call = call
-
-    def __repr__(self) -> str:
-        return repr(self._call)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._call, name)
-
-    def __iter__(self) -> Any:
-        return self
-
-    def __next__(self) -> Any:
-        return next(self._call)
-
-    def __del__(self) -> None:
-        self._call.cancel()
-
-
-grpc.Call.register(_Watched)
-grpc.Future.register(_Watched)
