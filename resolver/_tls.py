@@ -182,10 +182,9 @@ class TlsConfig:
         seconds.
         """
         self.refresh(timeout)
-        current = self._current
-        if current is None:
+        if self._current is None:
             raise TimeoutError("another thread is still reading the TLS credentials")
-        return current
+        return self._current
 
     def refresh(self, timeout: float = -1) -> int:
         """Look whether anything has changed; returns the `generation` then.
@@ -203,6 +202,11 @@ class TlsConfig:
         if changed:
             self._tell()
         return self._generation
+
+    @property
+    def current(self) -> Credentials | None:
+        """Those of the last reading that worked, without a look for newer ones."""
+        return self._current
 
     @property
     def generation(self) -> int:

@@ -19,6 +19,7 @@ from resolver._errors import ResolverError
 from . import _wire
 from ._errors import DistributedError, TaskFailedError, WorkerLostError
 from ._inputs import InputLostError
+from ._reach import reach
 from ._threads import call_all
 
 if TYPE_CHECKING:
@@ -104,9 +105,8 @@ class WorkerCalls:
 
     def _call(self, url: str, call: Callable[[flight.FlightClient], _T]) -> _T:
         """``call`` with the client for ``url``; its errors say which worker it was."""
-        client = self._resolver.get_flight_client_for_url(url)
         try:
-            return call(client)
+            return reach(self._resolver, url, call, may_drop=lambda: not self.is_over)
         except (flight.FlightUnauthenticatedError, flight.FlightUnauthorizedError) as error:
             raise DistributedError(
                 f"worker {url} did not let us in: {_message(error)}; "
@@ -120,9 +120,6 @@ class WorkerCalls:
             raise TaskFailedError(_message(error), url=url) from error
         except (flight.FlightError, pa.ArrowKeyError, EOFError) as error:
             # Silent, gone, going, or restarted and empty: not to be used now.
-            invalidate = getattr(self._resolver, "invalidate", None)
-            if invalidate is not None and not self.is_over:
-                invalidate(url, client)
             raise WorkerLostError(f"worker {url} was lost: {_message(error)}", url=url) from error
         except pa.ArrowException as error:
             raise DistributedError(f"worker {url} refused: {_message(error)}", url=url) from error

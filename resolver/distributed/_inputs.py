@@ -22,6 +22,7 @@ from ._batches import stored_schema
 from ._errors import DistributedError
 from ._partition import PartitionWriter
 from ._plan_proto import FileEntry, PlanNode
+from ._reach import reach
 from ._threads import call_all
 from ._wire import PartitionSource, PartitionTicket, WireError
 
@@ -133,18 +134,9 @@ class Fetcher:
     ) -> tuple[Path, ...]:
         writer = PartitionWriter(directory, index, schema, charge=self._charge)
         try:
-            client = self._resolver.get_flight_client_for_url(url)
-            try:
-                self._copy(client, source, writer)
-            except (flight.FlightError, pa.ArrowKeyError, EOFError) as error:
-                invalidate = getattr(self._resolver, "invalidate", None)
-                if invalidate is not None:
-                    invalidate(url, client)
-                raise _lost(url, error) from error
+            reach(self._resolver, url, lambda client: self._copy(client, source, writer))
             stored = writer.finish()
-        except ResolverError as error:
-            if isinstance(error, InputLostError):
-                raise
+        except (ResolverError, flight.FlightError, pa.ArrowKeyError, EOFError) as error:
             raise _lost(url, error) from error
         finally:
             writer.close()
@@ -155,27 +147,24 @@ class Fetcher:
     def _copy(
         self, client: flight.FlightClient, source: PartitionSource, writer: PartitionWriter
     ) -> None:
-        """Raises ``EOFError`` when less arrives than the task reported: a stream that merely
-        ended early must not become a shorter answer.
+        """Go on where ``writer`` is. Raises ``EOFError`` when less arrives than the task
+        reported: a stream that merely ended early must not become a shorter answer.
         """
-        rows = batches = 0
-        while batches < source.batches:
-            before = batches
-            ticket = PartitionTicket(source.output, source.partition, first_batch=batches)
+        while writer.batches < source.batches:
+            before = writer.batches
+            ticket = PartitionTicket(source.output, source.partition, first_batch=before)
             reader = client.do_get(flight.Ticket(ticket.to_bytes()), self._options)
             try:
                 for chunk in reader:
                     self._check()
                     writer.write(chunk.data)
-                    rows += chunk.data.num_rows
-                    batches += 1
             except BaseException:
                 reader.cancel()
                 raise
-            if batches == before:
+            if writer.batches == before:
                 break
-        if (rows, batches) != (source.rows, source.batches):
-            raise EOFError(f"{rows} rows arrived of a partition of {source.rows}")
+        if (writer.rows, writer.batches) != (source.rows, source.batches):
+            raise EOFError(f"{writer.rows} rows arrived of a partition of {source.rows}")
 
 
 def with_inputs(

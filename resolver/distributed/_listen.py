@@ -21,7 +21,7 @@ from ._errors import InsecureListenError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from resolver._tls import TlsConfig
+    from resolver._tls import Credentials
 
 __all__ = ["CallHeaders", "CallMiddleware", "Guard", "ListenAddress"]
 
@@ -52,10 +52,14 @@ class Guard:
             raise ValueError("token is empty")
 
     @classmethod
-    def of(cls, tls: TlsConfig, token: str | None) -> Guard:
-        """What the server's part of ``tls`` demands. Raises ``OSError`` or ``ValueError``."""
-        read = tls.credentials()
-        return cls(read.server_certificate, read.server_key, read.client_authorities, token)
+    def of(cls, credentials: Credentials, token: str | None) -> Guard:
+        """What the server's part of ``credentials`` demands."""
+        return cls(
+            credentials.server_certificate,
+            credentials.server_key,
+            credentials.client_authorities,
+            token,
+        )
 
     @property
     def has_tls(self) -> bool:
@@ -129,12 +133,14 @@ class ListenAddress:
             )
         return cls(url, any_port, advertised, advertises_any_port)
 
-    def flight_location(self, guard: Guard) -> str:
-        """What ``FlightServerBase`` listens on."""
+    def flight_location(self, guard: Guard, port: int | None = None) -> str:
+        """What ``FlightServerBase`` listens on; ``port`` if it has one already."""
         if not self.url.host:
             return self.url.location
         scheme = "grpc+tls" if guard.has_tls else "grpc+tcp"
-        return f"{scheme}://{_bracketed(self.url.host)}:{0 if self.any_port else self.url.port}"
+        if port is None:
+            port = 0 if self.any_port else self.url.port
+        return f"{scheme}://{_bracketed(self.url.host)}:{port}"
 
     def located(self, port: int, guard: Guard) -> str:
         """The Flight location of a server that got ``port``."""

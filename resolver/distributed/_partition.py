@@ -51,7 +51,8 @@ class PartitionWriter:
     Usually one file. An IPC file can hold only one dictionary per column, so a partition
     with dictionary-encoded columns gets one file for every batch. ``compression`` is that
     of the batches: none, lz4 or zstd. ``charge`` is called with the bytes that writing
-    came to, about once per MiB, and may refuse by raising.
+    came to, about once per MiB, and may refuse by raising. ``rows`` and ``batches`` count
+    what has been written.
     """
 
     def __init__(
@@ -75,8 +76,8 @@ class PartitionWriter:
         self._in_file = 0  # bytes that are charged of the open file
         self._uncharged = 0  # bytes in memory, roughly
         self._size = 0
-        self._rows = 0
-        self._batches = 0
+        self.rows = 0
+        self.batches = 0
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append ``batch``, cast to the writer's schema."""
@@ -87,8 +88,8 @@ class PartitionWriter:
             self._sink = pa.OSFile(str(path), "wb")
             self._writer = pa.ipc.new_file(self._sink, self._schema, options=self._options)
         self._writer.write_batch(cast_batch(batch, self._schema))
-        self._rows += batch.num_rows
-        self._batches += 1
+        self.rows += batch.num_rows
+        self.batches += 1
         self._uncharged += batch.nbytes
         if self._uncharged >= _CHARGE_EVERY:
             self._account()
@@ -96,7 +97,7 @@ class PartitionWriter:
     def finish(self) -> StoredPartition:
         """Raises what ``charge`` raises."""
         self._end_file()
-        report = PartitionReport(self._rows, self._batches, self._size)
+        report = PartitionReport(self.rows, self.batches, self._size)
         return StoredPartition(tuple(self._files), report, self._compression)
 
     def close(self) -> None:

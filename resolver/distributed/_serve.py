@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ._worker import WorkerServer
+
+logger = logging.getLogger("resolver")
 
 __all__ = ["TOKEN_VARIABLE", "Owner", "inherited_token", "serve"]
 
@@ -83,36 +86,21 @@ def serve(server: WorkerServer, owner: Owner | None = None) -> None:
     """Announce ``server`` on standard output, as a line of JSON, and serve until told to stop.
 
     Call it on the main thread, where signals arrive. The first signal drains the worker,
-    a second one, or the end of the owner, stops it.
+    a second one, or the end of the owner, stops it; SIGHUP renews its certificate. Raises
+    ``OSError`` when the port is lost meanwhile.
     """
-    drain, stop = threading.Event(), threading.Event()
-
-    def told(*_: object) -> None:
-        if drain.is_set():
-            stop.set()
-        drain.set()
-
-    signal.signal(signal.SIGTERM, told)
-    if owner is None:
-        signal.signal(signal.SIGINT, told)
-    else:
-        # Ctrl-C reaches the whole process group; when we end is for the owner to decide.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        owner.watch(stop)
-    sys.stdout.write(json.dumps({"url": server.url, "pid": os.getpid()}) + "\n")
-    sys.stdout.flush()
-    if owner is not None:
-        # The owner reads that line and no more; what a session builder prints would fill
-        # the pipe and then block us.
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    told = _Told(server, owner)
+    _announce(server, owner)
     # A signal may land on one of gRPC's threads, which does not wake this one; and only
     # this one runs the handler.
-    while not (drain.is_set() or stop.wait(_SIGNAL_POLL)):
-        pass
+    while not (told.drain.is_set() or told.stop.wait(_SIGNAL_POLL) or server.failure):
+        if told.renew.is_set():
+            told.renew.clear()
+            _renew(server)
     server.start_draining()
     deadline = time.monotonic() + _DRAIN_TIMEOUT
     while not server.is_idle and time.monotonic() < deadline:
-        if stop.wait(_SIGNAL_POLL):
+        if told.stop.wait(_SIGNAL_POLL):
             break
     orphaned = owner is not None and owner.is_gone
     timeout = _ORPHAN_STOP_TIMEOUT if orphaned else _STOP_TIMEOUT
@@ -127,6 +115,45 @@ def serve(server: WorkerServer, owner: Owner | None = None) -> None:
         _cut_off(owner)
     if owner is not None:
         owner.clean_up()
+    if server.failure is not None:
+        raise server.failure
+
+
+class _Told:
+    """What signals and the owner have said so far."""
+
+    def __init__(self, server: WorkerServer, owner: Owner | None) -> None:
+        self.drain, self.stop, self.renew = (threading.Event() for _ in range(3))
+        signal.signal(signal.SIGTERM, self._end)
+        if server.has_tls and hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, lambda *_: self.renew.set())
+        if owner is None:
+            signal.signal(signal.SIGINT, self._end)
+        else:
+            # Ctrl-C reaches the whole process group; when we end is for the owner to decide.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            owner.watch(self.stop)
+
+    def _end(self, *_: object) -> None:
+        if self.drain.is_set():
+            self.stop.set()
+        self.drain.set()
+
+
+def _announce(server: WorkerServer, owner: Owner | None) -> None:
+    sys.stdout.write(json.dumps({"url": server.url, "pid": os.getpid()}) + "\n")
+    sys.stdout.flush()
+    if owner is not None:
+        # The owner reads that line and no more; what a session builder prints would fill
+        # the pipe and then block us.
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+
+def _renew(server: WorkerServer) -> None:
+    try:
+        server.renew_certificate()
+    except (OSError, ValueError) as error:
+        logger.warning("told to renew the certificate, but the one of before stays: %s", error)
 
 
 def _cut_off(owner: Owner | None) -> None:

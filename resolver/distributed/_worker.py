@@ -1,13 +1,15 @@
 """Worker: answers Flight calls by running the tasks of distributed queries.
 
 Holds what a worker is made with and the life of its server. The calls themselves are
-``_flight_server``'s, the files are ``_exchange``'s, who may call is ``_listen``'s.
+``_worker_calls``'s, the port is ``_listener``'s, the files are ``_exchange``'s, who may
+call is ``_listen``'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import os
 import threading
 import time
@@ -19,12 +21,14 @@ import pyarrow as pa
 
 from resolver._flight import FlightConnector
 from resolver._resolver import ChannelResolver, DefaultChannelResolver
+from resolver._tls import Credentials
 
 from ._exchange import Exchange
-from ._flight_server import FlightServer
 from ._listen import Guard, ListenAddress
+from ._listener import Listener
 from ._state import SessionState, SessionStateBuilder
 from ._task_pool import TaskPool
+from ._worker_calls import WorkerCalls
 
 if TYPE_CHECKING:
     from resolver._tls import TlsConfig
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["Worker", "WorkerQueryContext", "WorkerServer"]
 
 _DRAIN_POLL: Final = 0.05  # seconds
+
+logger = logging.getLogger("resolver")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +169,9 @@ class Worker:
 
         ``tls`` is a `TlsConfig` instead of those three: its ``server_certificate`` and
         ``server_key`` are shown to callers, and its ``client_authorities`` are whose
-        certificates are demanded. They are read once, now: a server cannot change its
-        certificate, so a worker with a new one is started anew (`shutdown` drains). Its other
-        part is what this worker shows and trusts when it calls others, and may change.
+        certificates are demanded. Its other part is what this worker shows and trusts when it
+        calls others. All of them may change while it serves: new connections meet the new
+        ones, calls under way run to their end.
 
         ``advertise`` is the worker URL by which others reach this worker (port 0: the
         one it listens on). It is needed for an address such as ``0.0.0.0``, which stands
@@ -182,7 +188,7 @@ class Worker:
         else:
             if not (tls_certificate is tls_key is client_ca is None):
                 raise ValueError("give certificates and keys within tls or beside it, not both")
-            guard = Guard.of(tls, token)
+            guard = Guard.of(tls.credentials(), token)
         address = ListenAddress.parse(location, guard, insecure=insecure, advertise=advertise)
         exchange = Exchange(exchange_dir, quota=self.exchange_quota)
         return WorkerServer(self, address, guard, exchange, tls)
@@ -221,40 +227,61 @@ class WorkerServer:
             token = guard.token
             headers = None if token is None else {"authorization": f"Bearer {token}"}
             self._own_resolver = DefaultChannelResolver(FlightConnector(headers=headers, tls=tls))
+        self._calls = WorkerCalls(worker, exchange, self._pool, channel_resolver=self._own_resolver)
         try:
-            self._flight = FlightServer(
-                worker,
-                exchange,
-                self._pool,
-                address.flight_location(guard),
-                guard.server_options(),
-                channel_resolver=self._own_resolver,
-            )
+            self._listener = Listener(self._calls, address, guard)
         except pa.ArrowException as error:
+            self._calls.stop()
             exchange.close()
             raise OSError(
                 f"cannot listen on {address.url.key}: {error}; is the port taken?"
             ) from error
-        self.port: Final[int] = self._flight.port
+        self.port: Final[int] = self._listener.port
         self.url: Final[str] = address.worker_url(self.port, guard)
         self.location: Final[str] = address.located(self.port, guard)
-        self._flight.announced_location = self.location
+        self._calls.announced_location = self.location
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
         self._hurry = threading.Event()
+        self._tls = tls
+        self._token = guard.token
+        if tls is not None:
+            tls.subscribe(self)
+            self._credentials_changed()  # between the first reading and now
 
     @property
     def is_idle(self) -> bool:
         """Whether no task runs or waits here and no query has output here."""
         return not (self._pool.running or self._pool.queued or self._exchange.queries())
 
+    @property
+    def has_tls(self) -> bool:
+        """Whether it was given a ``TlsConfig``, whose certificates may be renewed."""
+        return self._tls is not None
+
+    @property
+    def failure(self) -> OSError | None:
+        """Why calls are answered no more, though nobody asked for it; ``None``: they are."""
+        return self._listener.failure
+
     def serve(self) -> None:
-        """Block until ``shutdown()``. Calls are answered without it, too."""
-        self._flight.wait()
+        """Block until ``shutdown()``. Calls are answered without it, too.
+
+        Raises ``OSError`` when the port is lost while its certificate is renewed.
+        """
+        self._listener.wait()
+
+    def renew_certificate(self) -> None:
+        """Look at once whether the sources of ``tls`` have changed, and use what is new.
+
+        Does nothing without ``tls``. Raises what `TlsConfig.rotate` raises.
+        """
+        if self._tls is not None:
+            self._tls.rotate()
 
     def start_draining(self) -> None:
         """Refuse new tasks, with an error that says to run them elsewhere. Returns at once."""
-        self._flight.is_draining = True
+        self._calls.is_draining = True
 
     def shutdown(self, drain: float = 0.0) -> None:
         """Stop: end running tasks, refuse new ones, remove all output. Idempotent.
@@ -278,9 +305,25 @@ class WorkerServer:
             self._stopped.set()
             self._pool.close()
             self._exchange.close()
-            self._flight.stop()
+            self._calls.stop()
+            self._listener.close()
             if self._own_resolver is not None:
                 self._own_resolver.close()
+
+    def _credentials_changed(self) -> None:
+        """For the TlsConfig: show new connections the certificate of now."""
+        try:
+            self._listener.renew(self._current_guard)
+        except pa.ArrowException as error:
+            logger.warning(
+                "%s: the new certificate cannot be used (%s); the one of before stays in use",
+                self.url,
+                error,
+            )
+
+    def _current_guard(self) -> Guard:
+        current = None if self._tls is None else self._tls.current
+        return Guard.of(current or Credentials(), self._token)
 
     def __enter__(self) -> Self:
         return self

@@ -20,7 +20,7 @@ from resolver.distributed import (
     SessionContext,
     SessionStateBuilder,
     Worker,
-    _flight_server,
+    _listener,
 )
 from resolver.distributed._settings import EXECUTION, PLANNING
 from tests.support.distributed import TABLES, DirectResolver, configured
@@ -41,7 +41,7 @@ def measured() -> None:
         return wrapper
 
     for name in ("do_action", "do_get", "list_actions"):
-        server = _flight_server.FlightServer
+        server = _listener.FlightServer
         setattr(server, name, traced(getattr(server, name)))
 
 

@@ -220,7 +220,7 @@ def test_a_worker_whose_calls_do_not_end_is_cut_off(tmp_path):
         "import os, signal, threading\n"
         "_serve._STOP_TIMEOUT = 0.2\n"
         f"server = Worker().into_flight_server(exchange_dir={str(tmp_path)!r})\n"
-        "server._flight.shutdown = threading.Event().wait\n"
+        "server._listener._server.shutdown = threading.Event().wait\n"
         "threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
         "_serve.serve(server)\n"
     )

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from resolver import DefaultChannelResolver, default_channel_resolver
-from resolver.distributed import SessionState, Worker, WorkerQueryContext, _flight_server
+from resolver.distributed import SessionState, Worker, WorkerQueryContext, _worker_calls
 from resolver.distributed._calls import worker_info
 from resolver.distributed._wire import (
     AWAIT_TASK,
@@ -182,7 +182,7 @@ def test_a_panic_is_told_like_any_error(client, planning, monkeypatch):
     def panic(*_, **__):
         raise Panic("partition not used yet")
 
-    monkeypatch.setattr(_flight_server, "run_task", panic)
+    monkeypatch.setattr(_worker_calls, "run_task", panic)
     with pytest.raises(flight.FlightServerError, match="partition not used yet") as told:
         execute(client, request(planning, "SELECT l_tax FROM lineitem"))
     assert "Traceback" not in str(told.value)
@@ -243,21 +243,21 @@ def test_a_broken_session_builder_is_told_to_the_caller(tmp_path, planning, buil
 
 def test_a_session_built_for_a_query_that_is_over_is_let_go(tmp_path, planning, monkeypatch):
     """The query ends after its task has left the queue and before that has a session."""
-    build = _flight_server._Sessions.of
+    build = _worker_calls._Sessions.of
 
     def of(sessions, query, headers):
         with flight.connect(server.location) as another:
             act(another, RELEASE_QUERY, query.encode())
         return build(sessions, query, headers)
 
-    monkeypatch.setattr(_flight_server._Sessions, "of", of)
+    monkeypatch.setattr(_worker_calls._Sessions, "of", of)
     with (
         Worker().into_flight_server(exchange_dir=tmp_path) as server,
         flight.connect(server.location) as client,
     ):
         with pytest.raises((flight.FlightError, pa.ArrowException)):
             execute(client, request(planning, "SELECT l_tax FROM lineitem"))
-        sessions = server._flight._sessions
+        sessions = server._calls._sessions
         wait_until(lambda: server._pool.running == 0)
         wait_until(lambda: (sessions._built, sessions._building) == ({}, {}))
 

@@ -18,7 +18,7 @@ from resolver.distributed import (
     StaticWorkerResolver,
     Worker,
     _exchange,
-    _flight_server,
+    _worker_calls,
 )
 from resolver.distributed._calls import worker_info
 from resolver.distributed._plan_proto import PlanNode
@@ -98,7 +98,7 @@ def test_a_renewed_lease_counts_from_its_renewal(server, client, planning, clock
     for _ in range(3):
         clock.now += 50.0
         assert act(client, RENEW_LEASE, QUERY.encode()) == b""
-        server._flight.end_abandoned_queries()
+        server._calls.end_abandoned_queries()
         assert output_of(server) == [QUERY]
     clock.now += 61.0
     eventually(lambda: output_of(server) == [])
@@ -112,7 +112,7 @@ def test_reading_and_awaiting_keep_a_query(server, client, planning, clock):
     ):
         clock.now += 50.0
         use()
-        server._flight.end_abandoned_queries()
+        server._calls.end_abandoned_queries()
         assert output_of(server) == [QUERY]
 
 
@@ -215,7 +215,7 @@ DICTIONARIES = (
 @pytest.mark.parametrize("query", ["SELECT l_orderkey, l_comment FROM lineitem", DICTIONARIES])
 def test_a_partition_is_served_in_pieces(client, planning, single, monkeypatch, query):
     """A reader asks for the batch that it has not seen yet, until it has them all."""
-    monkeypatch.setattr(_flight_server, "PIECE_BYTES", 400_000)
+    monkeypatch.setattr(_worker_calls, "PIECE_BYTES", 400_000)
     report = execute(client, request(planning, query))
     tables, pieces = [], 0
     for index, partition in enumerate(report.partitions):
@@ -261,7 +261,7 @@ def two(tmp_path, register):
 
 @pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
 def test_dictionaries_survive_pieces_and_shuffles(two, single, monkeypatch, compression):
-    monkeypatch.setattr(_flight_server, "PIECE_BYTES", 300_000)
+    monkeypatch.setattr(_worker_calls, "PIECE_BYTES", 300_000)
     query = f"SELECT mode, comment, count(*) AS n FROM ({DICTIONARIES}) GROUP BY mode, comment"
     session = two(bytes_per_task=0, coordinator_threshold=0, compression=compression)
     assert rows(session.sql(query).to_arrow_table()) == rows(single.sql(query).to_arrow_table())

@@ -25,6 +25,10 @@ class Pair(NamedTuple):
         """Options of a FlightServerProcess."""
         return {"tls_certificate": self.certificate, "tls_key": self.key}
 
+    def as_tls_server(self) -> dict[str, bytes]:
+        """Options of a TlsConfig for a worker."""
+        return {"server_certificate": self.certificate, "server_key": self.key}
+
 
 class Signer:
     """A certificate authority."""

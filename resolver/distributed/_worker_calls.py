@@ -1,7 +1,7 @@
 """The Flight calls of a worker: tasks, their output, and questions about the worker.
 
 Whatever a call brings, it is answered or refused with a Flight error, and the worker
-stays up. The running of a task is ``_task``'s business.
+stays up. The running of a task is ``_task``'s business, the port ``_listener``'s.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ._state import SessionState
     from ._worker import Worker
 
-__all__ = ["FlightServer"]
+__all__ = ["WorkerCalls"]
 
 _ACTIONS: Final = [
     (_wire.EXECUTE_TASK, "Start a task; answers with its report, or nothing while it runs."),
@@ -49,21 +49,19 @@ _ACTIONS: Final = [
 _SWEEP_INTERVAL: Final = 0.5  # seconds between looks for leases that have run out
 
 
-class FlightServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has no types
-    """Answers calls from the moment it is made until ``stop()``."""
+class WorkerCalls:
+    """Answers the calls of one worker, on whichever thread they come, until ``stop()``."""
 
     def __init__(  # the parts of one worker
         self,
         worker: Worker,
         exchange: Exchange,
         pool: TaskPool[bytes],
-        location: str,
-        options: Mapping[str, Any],
         *,
         channel_resolver: ChannelResolver | None = None,
     ) -> None:
         self.is_draining = False
-        self.announced_location = location
+        self.announced_location = ""  # the worker's, once it listens
         self._worker = worker
         self._exchange = exchange
         self._pool = pool
@@ -78,17 +76,15 @@ class FlightServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
             _wire.WORKER_INFO: self._worker_info,
             _wire.HEALTH: self._health,
         }
-        super().__init__(location, **options)  # calls may come from here on
         threading.Thread(
             target=_sweep, args=(weakref.ref(self), self._stop), name="lease", daemon=True
         ).start()
 
     def stop(self) -> None:
-        """End the calls that are answered now, and answer no more."""
+        """Look for abandoned queries no more."""
         self._stop.set()
-        self.shutdown()
 
-    def list_actions(self, _context: flight.ServerCallContext) -> list[tuple[str, str]]:
+    def list_actions(self) -> list[tuple[str, str]]:
         return _ACTIONS
 
     def do_action(
@@ -102,9 +98,7 @@ class FlightServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
                 )
             return [flight.Result(handler(context, action.body.to_pybytes()))]
 
-    def do_get(
-        self, _context: flight.ServerCallContext, ticket: flight.Ticket
-    ) -> flight.FlightDataStream:
+    def do_get(self, ticket: flight.Ticket) -> flight.FlightDataStream:
         """A piece of a partition: of ``PIECE_BYTES``, or one batch if that is larger."""
         with _answering():
             asked = _wire.PartitionTicket.parse(ticket.ticket)
@@ -116,9 +110,7 @@ class FlightServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
             # Not a GeneratorStream: that one sends no dictionaries.
             return flight.RecordBatchStream(reader, options=ipc_options(stored.compression))
 
-    def list_flights(
-        self, _context: flight.ServerCallContext, _criteria: bytes
-    ) -> Iterator[flight.FlightInfo]:
+    def list_flights(self) -> Iterator[flight.FlightInfo]:
         """One flight for every stored partition."""
         with _answering():
             for output, partitions in self._exchange.outputs().items():
@@ -292,14 +284,14 @@ def _context_of(state: SessionState, request: _wire.TaskRequest) -> datafusion.S
         raise _wire.WireError(f"unusable settings: {error}") from error
 
 
-def _sweep(server_of: Callable[[], FlightServer | None], stop: threading.Event) -> None:
-    """Look for leases that have run out until ``stop``, or until the server has gone."""
+def _sweep(calls_of: Callable[[], WorkerCalls | None], stop: threading.Event) -> None:
+    """Look for leases that have run out until ``stop``, or until the worker has gone."""
     while not stop.wait(_SWEEP_INTERVAL):
-        server = server_of()
-        if server is None:
+        calls = calls_of()
+        if calls is None:
             return
-        server.end_abandoned_queries()
-        del server
+        calls.end_abandoned_queries()
+        del calls
 
 
 @contextlib.contextmanager

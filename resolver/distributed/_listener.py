@@ -1,0 +1,148 @@
+"""A worker's port, and the Flight server of pyarrow behind it.
+
+That server cannot change its certificate. So a worker whose certificate is renewed hands its
+port over to a new server: the old one stops listening, the new one listens within
+milliseconds, and the calls under way on the old one run to their end. What is answered is
+``_worker_calls``'s business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+from pyarrow import flight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ._listen import Guard, ListenAddress
+    from ._worker_calls import WorkerCalls
+
+__all__ = ["Listener"]
+
+_RELEASE_POLL: Final = 0.0005  # seconds between looks whether the old server has left the port
+_RELEASE_PATIENCE: Final = 10.0  # seconds after which somebody else must have taken it
+
+
+class FlightServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has no types
+    """Passes calls on, from the moment it is made until ``shutdown()``."""
+
+    def __init__(self, location: str, calls: WorkerCalls, options: dict[str, Any]) -> None:
+        self._calls = calls
+        super().__init__(location, **options)  # calls may come from here on
+
+    def list_actions(self, _context: flight.ServerCallContext) -> list[tuple[str, str]]:
+        return self._calls.list_actions()
+
+    def do_action(
+        self, context: flight.ServerCallContext, action: flight.Action
+    ) -> list[flight.Result]:
+        return self._calls.do_action(context, action)
+
+    def do_get(
+        self, _context: flight.ServerCallContext, ticket: flight.Ticket
+    ) -> flight.FlightDataStream:
+        return self._calls.do_get(ticket)
+
+    def list_flights(
+        self, _context: flight.ServerCallContext, _criteria: bytes
+    ) -> Iterator[flight.FlightInfo]:
+        return self._calls.list_flights()
+
+
+class Listener:
+    """Answers calls on one port from the moment it is made until `close`. Thread-safe.
+
+    ``port`` is 0 for a Unix socket. ``failure`` is why no call is answered any more, though
+    nobody asked for that. Raises ``pyarrow.ArrowException`` when the address cannot be
+    listened on.
+    """
+
+    def __init__(self, calls: WorkerCalls, address: ListenAddress, guard: Guard) -> None:
+        self._calls = calls
+        self._address = address
+        self._guard = guard
+        self._lock = threading.Lock()
+        self._server = FlightServer(address.flight_location(guard), calls, guard.server_options())
+        self._handed_over: list[threading.Thread] = []
+        self._is_closed = False
+        self._ended = threading.Event()
+        self.failure: OSError | None = None
+        self.port: Final[int] = self._server.port
+
+    def renew(self, current_guard: Callable[[], Guard]) -> None:
+        """Guard new connections by what ``current_guard()`` returns, if that is new.
+
+        A caller that connects while the port changes hands is refused, as by a worker that
+        restarts. Raises ``pyarrow.ArrowException`` for certificates that gRPC does not take;
+        then nothing has changed. Raises ``OSError`` when somebody else took the port
+        meanwhile; then no call is answered any more, and `wait` raises it too.
+        """
+        with self._lock:
+            guard = current_guard()
+            if self._is_closed or guard == self._guard:
+                return
+            _try_out(guard)
+            handing_over = threading.Thread(
+                target=self._server.shutdown, name="resolver-handover", daemon=True
+            )
+            handing_over.start()
+            self._handed_over = [each for each in self._handed_over if each.is_alive()]
+            self._handed_over.append(handing_over)
+            try:
+                self._server = self._take_over(guard)
+            except (OSError, pa.ArrowException) as error:
+                self._is_closed = True
+                self.failure = OSError(
+                    f"{self._address.url.key}: the port was lost while its certificate was "
+                    f"renewed, and no call is answered any more ({error}); start the worker anew"
+                )
+                self._ended.set()
+                raise self.failure from error
+            self._guard = guard
+
+    def _take_over(self, guard: Guard) -> FlightServer:
+        host = self._address.url.host.strip("[]")
+        location = self._address.flight_location(guard, self.port)
+        deadline = time.monotonic() + _RELEASE_PATIENCE
+        # Asked by a socket of our own: gRPC writes to standard error when it gets none.
+        while not _is_free(host, self.port) and time.monotonic() < deadline:
+            time.sleep(_RELEASE_POLL)
+        return FlightServer(location, self._calls, guard.server_options())
+
+    def close(self) -> None:
+        """Answer no more, and block until the calls that are answered now have ended."""
+        with self._lock:
+            self._is_closed = True
+        self._server.shutdown()
+        for thread in self._handed_over:
+            thread.join()
+        self._ended.set()
+
+    def wait(self) -> None:
+        """Block until `close` has been called and has done its work."""
+        self._ended.wait()
+        if self.failure is not None:
+            raise self.failure
+
+
+def _try_out(guard: Guard) -> None:
+    """Raise unless gRPC can serve with ``guard``."""
+    flight.FlightServerBase("grpc+tls://127.0.0.1:0", **guard.server_options()).shutdown()
+
+
+def _is_free(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError):
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return True
+    return False
