@@ -5,6 +5,7 @@ Reads a report and nothing else.
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Final
 
 from ._stage import DEFAULT_WIDTH, box, clipped, count, node_line
@@ -21,6 +22,7 @@ __all__ = ["display_analyzed", "size"]
 _INDENT: Final = "  "
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _KIB: Final = 1024
+_PROSE: Final = 92  # characters to a line of words, which are not clipped
 
 
 def display_analyzed(
@@ -87,7 +89,7 @@ def _stage_lines(report: RunReport, stage: StageReport) -> Iterator[str]:
 
 def _decisions(report: RunReport, number: int) -> Iterator[str]:
     for decision in report.decisions.get(number, ()):
-        yield f"decided: {decision}"
+        yield from textwrap.wrap(f"decided: {decision}", _PROSE, subsequent_indent="         ")
 
 
 def _node_lines(tree: Tree, nodes: Sequence[NodeMetrics] | None) -> Iterator[str]:

@@ -25,6 +25,7 @@ from ._planner import DistributedPhysicalOptimizerRule
 from ._progress import ProgressLine
 from ._reported import start
 from ._session import SessionContext
+from ._stage import SingleNodePlan
 from ._state import SessionStateBuilder
 from ._statements import split
 from ._worker_resolver import StaticWorkerResolver
@@ -116,6 +117,12 @@ def _session(request: Request, stack: contextlib.ExitStack) -> SessionContext:
     )
 
 
+def _why_alone(frame: DataFrame) -> str:
+    plan = frame.distributed_plan()
+    reason = f": {plan.reason}" if isinstance(plan, SingleNodePlan) else ""
+    return f"not distributed{reason}"
+
+
 def _cores() -> int:
     """Those this process may use, where the system tells."""
     usable = getattr(os, "sched_getaffinity", None)
@@ -154,25 +161,28 @@ class _Runner:
         else:
             seekable = self._request.output_file is not None
             with self._sink() as sink:
-                write(self._kind, sink, frame.schema(), self._batches(frame), seekable=seekable)
+                batches, _ = self._start(frame)
+                write(self._kind, sink, frame.schema(), batches, seekable=seekable)
 
     def _write_table(self, frame: DataFrame, started: float) -> None:
         most = self._request.max_rows
-        text, rows = table_text(frame.schema(), self._batches(frame), most)
+        batches, is_distributed = self._start(frame)
+        text, rows = table_text(frame.schema(), batches, most)
         seconds = f"{time.perf_counter() - started:.3f} s"
         count = "1 row" if rows == 1 else f"{rows:,} rows"
         clipped = f", the first {most:,} shown" if rows > most else ""
+        where = "" if is_distributed else f"; {_why_alone(frame)}"
         with self._sink() as sink:
-            sink.write(f"{text}\n{count}{clipped} in {seconds}\n".encode())
+            sink.write(f"{text}\n{count}{clipped} in {seconds}{where}\n".encode())
 
-    def _batches(self, frame: DataFrame) -> Iterator[pa.RecordBatch]:
-        """The rows of ``frame``, its stages having run."""
+    def _start(self, frame: DataFrame) -> tuple[Iterator[pa.RecordBatch], bool]:
+        """The rows of ``frame``, its stages having run, if there are any on workers."""
         if self._request.progress:
             with contextlib.closing(ProgressLine(sys.stderr)) as line:
-                stream, _ = start(frame, line)
+                stream, report = start(frame, line)
         else:
-            stream, _ = start(frame)
-        return (batch.to_pyarrow() for batch in stream)
+            stream, report = start(frame)
+        return (batch.to_pyarrow() for batch in stream), report is not None
 
     @contextlib.contextmanager
     def _sink(self) -> Iterator[IO[bytes]]:

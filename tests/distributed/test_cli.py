@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pyarrow.flight as flight
@@ -242,14 +243,23 @@ def test_importing_resolver_brings_neither_datafusion_nor_protobuf():
     subprocess.run([sys.executable, "-c", script], check=True, cwd=REPOSITORY)
 
 
+def test_what_is_to_be_installed_is_what_the_extra_installs():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    wanted = list(_requirements._WANTED.values())
+    assert project["optional-dependencies"]["datafusion"] == wanted
+
+
 @pytest.mark.parametrize(
     ("versions", "message"),
     [
-        ({}, r"needs datafusion: pip install 'resolver\[datafusion\]'"),
-        ({"datafusion": "55.0.0"}, r"needs protobuf: pip install 'resolver\[datafusion\]'"),
+        ({}, r"needs datafusion: pip install 'datafusion==55\.\*' 'protobuf>=5'"),
+        (
+            {"datafusion": "55.0.0"},
+            r"needs protobuf: pip install 'datafusion==55\.\*' 'protobuf>=5'",
+        ),
         (
             {"datafusion": "56.1.0", "protobuf": "6"},
-            r"datafusion 55, and datafusion 56\.1\.0 is installed: pip install",
+            r"datafusion 55, and datafusion 56\.1\.0 is installed: pip install 'datafusion==55\.\*'",
         ),
         ({"datafusion": "5", "protobuf": "6"}, "datafusion 5 is installed"),
     ],
@@ -279,7 +289,7 @@ def test_a_missing_extra_is_told_on_the_command_line(tmp_path):
         [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "pip install 'resolver[datafusion]'" in done.stderr
+    assert "pip install 'datafusion==55.*' 'protobuf>=5'" in done.stderr
 
 
 def test_an_owner_that_is_still_there_cleans_up_itself(tmp_path):

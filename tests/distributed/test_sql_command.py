@@ -78,6 +78,12 @@ def test_a_join_is_printed_as_a_table_with_its_row_count(capfd, tpch):
     assert lines[1] == "| n_name  | customers |"
     assert len(lines) == 7
     assert lines[-1].startswith("2 rows in ")
+    assert "not distributed" not in lines[-1]
+
+
+def test_a_query_that_ran_on_a_single_node_says_why(capfd):
+    _, out, _ = run(capfd, "SELECT 1 AS one")
+    assert "; not distributed: the plan is a single partition, so" in out
 
 
 def test_the_staged_plan_is_printed_and_nothing_runs(capfd, tpch):
