@@ -102,7 +102,6 @@ class Worker:
         ``WorkerQueryContext``; for several queries possibly at once. It may be an
         ``async`` function, which then runs in an event loop of its own. What it raises
         fails that task with its message, and the query with ``TaskFailedError``.
-        ``worker_info`` calls it once, without headers, if no query has come yet.
         """
         return cls(
             session_builder, allow_python_udfs=allow_python_udfs, exchange_quota=exchange_quota

@@ -214,7 +214,8 @@ class WorkerCalls:
         self._sessions.forget(query)
 
     def _worker_info(self, _context: flight.ServerCallContext, _body: bytes) -> bytes:
-        resolver: Any = self._sessions.latest().channel_resolver
+        latest = self._sessions.latest
+        resolver: Any = None if latest is None else latest.channel_resolver
         stats = resolver.stats() if hasattr(resolver, "stats") else None
         info = {
             "pid": os.getpid(),
@@ -226,7 +227,7 @@ class WorkerCalls:
             "uptime": time.monotonic() - self._started,
             "queries": self._exchange.queries(),
             "exchange_bytes": self._exchange.bytes,
-            "resolver": type(resolver).__name__,
+            "resolver": None if resolver is None else type(resolver).__name__,
             "resolver_stats": dataclasses.asdict(stats) if stats is not None else {},
         }
         return json.dumps(info).encode()
@@ -236,7 +237,10 @@ class WorkerCalls:
 
 
 class _Sessions:
-    """The session of every query that runs here: built once, by its first task. Thread-safe."""
+    """The session of every query that runs here: built once, by its first task. Thread-safe.
+
+    ``latest`` is the one that was built last.
+    """
 
     def __init__(self, worker: Worker, channel_resolver: ChannelResolver | None) -> None:
         self._worker = worker
@@ -244,7 +248,7 @@ class _Sessions:
         self._lock = threading.Lock()
         self._building: dict[str, threading.Lock] = {}
         self._built: dict[str, SessionState] = {}
-        self._latest: SessionState | None = None
+        self.latest: SessionState | None = None
 
     def of(self, query: str, headers: Mapping[str, str]) -> SessionState:
         """Raises what the session builder raises; then the next task tries again."""
@@ -257,18 +261,8 @@ class _Sessions:
                 with self._lock:
                     if query in self._building:  # else it is over meanwhile
                         self._built[query] = state
-                    self._latest = state
+                    self.latest = state
         return state
-
-    def latest(self) -> SessionState:
-        """The session that was built last, or one without a query."""
-        with self._lock:
-            if self._latest is not None:
-                return self._latest
-        latest = self._worker.build_session({}, self._channel_resolver)
-        with self._lock:
-            self._latest = self._latest or latest
-            return self._latest
 
     def forget(self, query: str) -> None:
         with self._lock:

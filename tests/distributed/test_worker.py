@@ -268,13 +268,27 @@ def test_a_plain_worker_uses_the_default_resolver():
     assert state.channel_resolver is default_channel_resolver()
 
 
-def test_a_worker_tells_about_itself(server):
+def test_a_worker_tells_about_itself(server, client, planning):
     with DefaultChannelResolver() as resolver:
         info = worker_info(resolver, server.url)
-    assert info["pid"] == os.getpid()
-    assert info["uptime"] >= 0
+        assert info["pid"] == os.getpid()
+        assert info["uptime"] >= 0
+        assert (info["resolver"], info["resolver_stats"]) == (None, {})  # no query has come
+        execute(client, request(planning, "SELECT l_tax FROM lineitem"))
+        info = worker_info(resolver, server.url)
     assert info["resolver"] == "DefaultChannelResolver"
     assert "hits" in info["resolver_stats"]
+
+
+def test_a_probe_does_not_wait_for_the_session_builder(tmp_path):
+    def build(query):
+        raise AssertionError("a probe brought no query")
+
+    with (
+        Worker.from_session_builder(build).into_flight_server(exchange_dir=tmp_path) as server,
+        DefaultChannelResolver() as resolver,
+    ):
+        assert worker_info(resolver, server.url)["running"] == 0
 
 
 def test_a_taken_port_is_refused(server, tmp_path):
