@@ -175,6 +175,80 @@ def late_import(url: str, finalize: bool) -> None:
     del finalize
 
 
+def credentials_being_read(url: str, finalize: bool) -> None:
+    """The parent's threads were reading certificates, and held the locks for it."""
+    import tempfile
+
+    import trustme
+
+    from resolver import TlsConfig
+
+    class Told:
+        calls = 0
+
+        def _credentials_changed(self) -> None:
+            self.calls += 1
+
+    parent, begun, done = os.getpid(), threading.Event(), threading.Event()
+    root = trustme.CA().cert_pem.bytes()
+    file = Path(tempfile.mkdtemp()) / "ca.pem"
+    file.write_bytes(root)
+    told = Told()
+    watched = TlsConfig(root_certificates=file, check_interval=0.05)
+    watched.credentials()
+    watched.subscribe(told)  # a thread of the parent watches from here on
+
+    def read() -> bytes:
+        if os.getpid() == parent:
+            begun.set()
+            assert done.wait(30)
+        return root
+
+    unread = TlsConfig(root_certificates=read)
+    threading.Thread(target=unread.credentials, daemon=True).start()
+    assert begun.wait(10)
+
+    def child() -> None:
+        assert unread.credentials(0.0).root_certificates == root
+        file.write_bytes(trustme.CA().cert_pem.bytes())
+        watched.subscribe(told)  # as a resolver does that the child makes
+        until = time.monotonic() + 5
+        while not told.calls:
+            assert time.monotonic() < until, "nobody watches in the child"
+            time.sleep(0.01)
+
+    in_child(child, finalize=finalize)
+    done.set()
+    del url
+
+
+def token_being_asked_for(url: str, finalize: bool) -> None:
+    """The parent's thread was asking for a token; the child's is asked for by the child."""
+    from resolver.layers._tokens import TokenSource
+
+    parent, begun, done = os.getpid(), threading.Event(), threading.Event()
+
+    def provide() -> str:
+        if os.getpid() == parent:
+            begun.set()
+            assert done.wait(30)
+        return f"token-of-{os.getpid()}"
+
+    source = TokenSource(provide, 1.0)
+    waiting = threading.Thread(target=source.get, args=(30,), daemon=True)
+    waiting.start()
+    assert begun.wait(10)
+
+    def child() -> None:
+        assert source.get(5) == f"token-of-{os.getpid()}"
+
+    in_child(child, finalize=finalize)
+    done.set()
+    waiting.join(10)
+    assert source.get(5) == f"token-of-{parent}"
+    del url
+
+
 def other_grpc_name(url: str, finalize: bool) -> None:
     """Threads of grpcio, which look alike, are no reason to refuse."""
     sys.modules[_fork._OTHER_GRPC] = sys

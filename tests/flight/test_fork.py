@@ -32,6 +32,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
         "grandchild",
         "nothing_constructed",
         "connector_without_grpc",
+        "credentials_being_read",
+        "token_being_asked_for",
         pytest.param(
             "other_grpc_name",
             marks=pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc"),
