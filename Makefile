@@ -9,11 +9,12 @@ ready  := $(VENV)/.ready
 twin   := tests/unit tests/property tests/concurrency tests/isolated tests/flight tests/distributed
 # What asks nothing of the cache that it is not asked elsewhere, and takes minutes.
 long   := --deselect tests/distributed/test_random_sql.py --deselect tests/distributed/test_sql_features.py \
-	--deselect tests/distributed/test_tpch.py --deselect tests/distributed/test_fuzz.py
+	--deselect tests/distributed/test_random_joins.py --deselect tests/distributed/test_tpch.py \
+	--deselect tests/distributed/test_fuzz.py --deselect tests/distributed/test_worker_memory.py
 pytest := $(py) $(if $(COVERAGE),-m coverage run) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test tpch bench check coverage sanitize free-threaded stress clean
+.PHONY: help run test test-compiled test-twin tpch bench check coverage sanitize free-threaded stress clean
 
 help:            ## what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,14 +23,20 @@ run: $(ready)    ## the main job: a local cluster, TPC-H distributed, plan, resu
 	$(py) -m resolver demo --scale-factor $(SF)
 
 test: $(ready)   ## all tests, on the compiled cache and on its Python twin
+	@$(MAKE) --no-print-directory test-compiled
+	@$(MAKE) --no-print-directory test-twin
+
+test-compiled: $(ready)
 	@echo "== the compiled cache"
 	RESOLVER_BACKEND=compiled $(pytest) $(PYTEST)
+
+test-twin: $(ready)
 	@echo "== its Python twin"
 	RESOLVER_BACKEND=python $(pytest) $(twin) $(long) $(PYTEST)
 
-coverage: $(ready) ## the same, with line and branch coverage of the Python modules
+coverage: $(ready) ## the same at once, with line and branch coverage of the Python modules
 	rm -f .coverage .coverage.*
-	$(MAKE) --no-print-directory test COVERAGE=1
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-compiled test-twin COVERAGE=1
 	$(py) -m coverage combine -q
 	$(py) -m coverage report
 
