@@ -27,9 +27,10 @@ from ._errors import WorkerConnectError, WorkerConnectTimeoutError
 from ._fork import refuse_in_forked_child
 from ._handshake import look_at_tls
 from ._headers import CallHeadersFactory, Headers, normalize_headers, until
+from ._pem import Credentials, UnusableCredentialsError
 from ._presets import Keepalive, LoadBalancing, Retry, channel_arguments, check_preset
 from ._retrying import RetryingFlightClient
-from ._tls import Credentials, TlsConfig, UnusableCredentialsError, config_of
+from ._tls import TlsConfig, config_of
 from ._urls import WorkerUrl, parse_worker_url
 
 GenericOptions: TypeAlias = Mapping[str, int | str] | Iterable[tuple[str, int | str]]

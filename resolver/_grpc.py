@@ -26,7 +26,7 @@ from ._urls import WorkerUrl, parse_worker_url
 
 if TYPE_CHECKING:
     from ._grpc_client import FlightServiceClient
-    from ._tls import Credentials
+    from ._pem import Credentials
 
 __all__ = ["GrpcConnector", "create_flight_client"]
 

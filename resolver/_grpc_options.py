@@ -33,10 +33,11 @@ from ._flight_calls import CHANNEL_OPTIONS, flight_error
 from ._handshake import look_at_tls
 from ._headers import redact
 from ._presets import Keepalive, LoadBalancing, Retry, channel_arguments
-from ._tls import Credentials, TlsConfig, config_of
+from ._tls import TlsConfig, config_of
 
 if TYPE_CHECKING:
     from ._headers import HeaderValue
+    from ._pem import Credentials
     from ._urls import WorkerUrl
 
 Layer = Callable[[Any], Any]

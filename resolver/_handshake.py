@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from ._diagnosis import OTHER_NAME, Diagnosis, is_about_tls
-from ._tls import Credentials, load_pair
+from ._pem import Credentials, load_pair
 
 if TYPE_CHECKING:
     import ssl

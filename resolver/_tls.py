@@ -13,21 +13,27 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from ._background import Daemon
+from ._pem import (
+    PAIRS,
+    Credentials,
+    UnusableCredentialsError,
+    check_fit,
+    check_pem,
+    checked_hostname,
+    is_whole,
+)
 
 __all__ = [
     "TLS_SCHEME",
-    "Credentials",
     "PemSource",
     "TlsConfig",
     "config_of",
     "generation_for",
-    "load_pair",
     "rotating",
     "was_rotated",
 ]
@@ -35,10 +41,8 @@ __all__ = [
 PemSource: TypeAlias = bytes | str | os.PathLike[str] | Callable[[], bytes]
 """PEM itself as ``bytes``, the path of a file that holds it, or what returns it."""
 
-_PEM_MARK: Final = b"-----BEGIN "
 TLS_SCHEME: Final = "https:"
 """How the canonical URLs begin whose connections show and check certificates."""
-_PAIRS: Final = (("client_certificate", "client_key"), ("server_certificate", "server_key"))
 _MIN_INTERVAL: Final = 0.05
 _YOUNG_NS: Final = 2_000_000_000  # coarser than the clock of any file system
 
@@ -46,29 +50,6 @@ _T = TypeVar("_T")
 _Weak: TypeAlias = "weakref.WeakValueDictionary[int, _T]"
 
 logger = logging.getLogger("resolver")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Credentials:
-    """PEM that was read and found to fit together at one moment; ``None``: not configured."""
-
-    root_certificates: bytes | None = None
-    client_certificate: bytes | None = None
-    client_key: bytes | None = None
-    server_certificate: bytes | None = None
-    server_key: bytes | None = None
-    client_authorities: bytes | None = None
-
-    def __repr__(self) -> str:
-        given = [name for name in _NAMES if getattr(self, name) is not None]
-        return f"<Credentials: {', '.join(given) or 'none'}>"
-
-
-_NAMES: Final = tuple(each.name for each in fields(Credentials))
-
-
-class UnusableCredentialsError(ValueError):
-    """What was read is no PEM, or does not fit together. Holds no secret."""
 
 
 class Subscriber(Protocol):
@@ -144,7 +125,7 @@ class TlsConfig:
             for name, source in given.items()
             if source is not None
         }
-        for certificate, key in _PAIRS:
+        for certificate, key in PAIRS:
             if (certificate in self._sources) != (key in self._sources):
                 raise ValueError(f"{certificate} and {key} are given together or not at all")
         if client_authorities is not None and server_certificate is None:
@@ -415,87 +396,6 @@ def config_of(connector: Any) -> TlsConfig:
     return TlsConfig(**flat)
 
 
-def check_fit(credentials: Credentials) -> None:
-    """Raise ``ValueError`` unless each key belongs to its certificate and all can be read."""
-    import ssl  # noqa: PLC0415 -- only users of TLS pay for it
-
-    for certificate, key in _PAIRS:
-        if getattr(credentials, certificate) is None:
-            continue
-        try:
-            load_pair(
-                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
-                getattr(credentials, certificate),
-                getattr(credentials, key),
-            )
-        except (ssl.SSLError, ValueError) as error:
-            why = getattr(error, "reason", None) or "not readable without a password"
-            raise UnusableCredentialsError(
-                f"{certificate} and {key} could not be loaded together ({why}): check that both "
-                "are whole, that the key belongs to the certificate and has no password"
-            ) from None
-    for name in ("root_certificates", "client_authorities"):
-        pem = getattr(credentials, name)
-        if pem is None:
-            continue
-        try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(
-                cadata=pem.decode("ascii", "ignore")
-            )
-        except (ssl.SSLError, ValueError):
-            raise UnusableCredentialsError(
-                f"{name} could not be loaded: check that it is whole PEM"
-            ) from None
-
-
-def load_pair(context: Any, certificate: bytes, key: bytes) -> None:
-    """Give an ``ssl.SSLContext`` a certificate and key, which it takes from files only."""
-    with _as_file(certificate + b"\n" + key) as path:
-        context.load_cert_chain(path, password=_no_password)
-
-
-def check_pem(name: str, value: object) -> None:
-    """Raise unless ``value`` is ``None`` or looks like PEM."""
-    if value is None:
-        return
-    if not isinstance(value, bytes):
-        raise TypeError(f"{name} must be bytes (PEM), not {type(value).__name__}")
-    if _PEM_MARK not in value:
-        raise ValueError(f"{name} is not PEM: it has no '-----BEGIN' line")
-
-
-def checked_hostname(name: str, value: object) -> str | None:
-    """Return ``value`` if it can be a host name, or ``None``."""
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"{name} must be a str")
-    if value == "":
-        raise ValueError(f"{name} must not be empty")
-    return value
-
-
-def _no_password() -> str:
-    raise ValueError("the key has a password")
-
-
-@contextlib.contextmanager
-def _as_file(content: bytes) -> Iterator[str]:
-    """The path of a file that only this process can read, in memory where there is such."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("resolver-tls")
-        try:
-            os.write(descriptor, content)
-            yield f"/proc/self/fd/{descriptor}"
-        finally:
-            os.close(descriptor)
-        return
-    import tempfile  # noqa: PLC0415 -- loads much, and Linux does without
-
-    with tempfile.NamedTemporaryFile(prefix="resolver-tls-") as file:  # readable by its owner
-        file.write(content)
-        file.flush()
-        yield file.name
-
-
 def _asked(name: str, source: Callable[[], bytes]) -> bytes:
     try:
         return source()
@@ -525,8 +425,7 @@ def _check_complete(name: str, pem: object, source: object) -> None:
         raise UnusableCredentialsError(
             f"the callable given for {name} returned {type(pem).__name__}, not bytes (PEM)"
         )
-    begun = pem.count(_PEM_MARK)
-    if not begun or begun != pem.count(b"-----END "):
+    if not is_whole(pem):
         where = f" in {source}" if isinstance(source, Path) else ""
         raise UnusableCredentialsError(f"{name}{where} could not be loaded: it is not whole PEM")
 

@@ -27,7 +27,7 @@ from resolver._urls import WorkerUrl, parse_worker_url
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from resolver._tls import Credentials
+    from resolver._pem import Credentials
 
     from ._client import FlightServiceClient
 

@@ -21,7 +21,7 @@ from ._errors import InsecureListenError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from resolver._tls import Credentials
+    from resolver._pem import Credentials
 
 __all__ = ["CallHeaders", "CallMiddleware", "Guard", "ListenAddress"]
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final, Self
 import pyarrow as pa
 
 from resolver._flight import FlightConnector
+from resolver._pem import Credentials
 from resolver._resolver import ChannelResolver, DefaultChannelResolver
-from resolver._tls import Credentials
 
 from ._exchange import Exchange
 from ._listen import Guard, ListenAddress

@@ -29,7 +29,7 @@ LAYERS = (  # from the top; a module imports only from layers below its own
     ("resolver._flight", "resolver._flight_calls"),
     ("resolver._handshake",),
     ("resolver._tls",),
-    ("resolver._background",),
+    ("resolver._background", "resolver._pem"),
     ("resolver._flight_batches",),
     ("resolver._flight_wire",),
     (
