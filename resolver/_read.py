@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 import pyarrow as pa
 from pyarrow import flight
 
+from ._checks import check_count
 from ._endpoints import (
     Place,
     SchemaMismatchError,
@@ -343,8 +344,8 @@ def _in_words(batches: FlightBatches) -> Iterator[pa.RecordBatch]:
 
 def check_arguments(concurrency: Any, prefetch: Any, timeout: Any, allow: Any) -> None:
     """Raise TypeError or ValueError for what makes no sense."""
-    _check_count("concurrency", concurrency)
-    _check_count("prefetch", prefetch)
+    check_count("concurrency", concurrency, at_most=_MAX_COUNT)
+    check_count("prefetch", prefetch, at_most=_MAX_COUNT)
     _check_timeout(timeout)
     if allow is not None and not callable(allow):
         raise TypeError("allow is a function from a URL to a bool")
@@ -354,13 +355,6 @@ def check_info(info: Any) -> None:
     """Raise TypeError for what is no `FlightInfo`."""
     if not isinstance(info, flight.FlightInfo):
         raise TypeError(f"read takes a FlightInfo or a FlightDescriptor, not {type(info).__name__}")
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is a whole number, not {type(value).__name__}")
-    if not 1 <= value <= _MAX_COUNT:
-        raise ValueError(f"{name} is from 1 to {_MAX_COUNT}, not {value!r}")
 
 
 def _check_timeout(value: Any) -> None:

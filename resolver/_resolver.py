@@ -18,25 +18,25 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self, runtime_checkable
 
 from . import _background
 from ._backend import ClientCache, fast_hits
+from ._checks import check_connector, check_count, check_seconds, checked_cap
 from ._errors import (
     ForkedProcessError,
     InvalidWorkerUrlError,
-    ResolverClosedError,
     ResolverError,
     WorkerConnectError,
     WorkerConnectTimeoutError,
 )
-from ._failures import DEFAULT_CAP, FailureMemory
+from ._failures import FailureMemory
 from ._flight import Connector, FlightConnector
-from ._single_flight import PendingConnect, without_traceback
+from ._shared_errors import as_connect_error, closed_error, drop_tracebacks, without_traceback
+from ._single_flight import PendingConnect
 from ._tls import TLS_SCHEME, generation_for, rotating, was_rotated
 from ._urls import mask_url, parse_worker_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-_WHATEVER_CLIENT: Final = object()
-_MAX_SECONDS: Final = 1e9  # 30 years, in nanoseconds well within 64 bits
+WHATEVER_CLIENT: Final = object()
 
 
 @runtime_checkable
@@ -123,15 +123,15 @@ class DefaultChannelResolver(ClientCache):
         max_failure_ttl: float | None = None,
     ) -> None:
         if idle_timeout is not None:
-            _check_seconds("idle_timeout", idle_timeout, at_least="more than 0")
-        _check_seconds("failure_ttl", failure_ttl, at_least="0 or more")
-        max_failure_ttl = _checked_cap(failure_ttl, max_failure_ttl)
-        _check_count("max_clients", max_clients, at_most=2**62)
-        _check_count("connections_per_url", connections_per_url, at_most=1024)
+            check_seconds("idle_timeout", idle_timeout, at_least="more than 0")
+        check_seconds("failure_ttl", failure_ttl, at_least="0 or more")
+        max_failure_ttl = checked_cap(failure_ttl, max_failure_ttl)
+        check_count("max_clients", max_clients, at_most=2**62)
+        check_count("connections_per_url", connections_per_url, at_most=1024)
         if max_clients < connections_per_url:
             raise ValueError("max_clients is less than connections_per_url: one URL would not fit")
         self.connector: Connector = FlightConnector() if connector is None else connector
-        _check_connector(self.connector)
+        check_connector(self.connector)
         self.idle_timeout = idle_timeout
         self.max_clients = max_clients
         self.connections_per_url = connections_per_url
@@ -242,7 +242,7 @@ class DefaultChannelResolver(ClientCache):
             self._discard([client])  # detached meanwhile: not cached, but released there
             if self._closed_by_caller:
                 del client  # or the error's traceback would hold it
-                raise _closed_error()
+                raise closed_error()
         elif was_rotated(self.connector, key, generation):
             self._drop(key, client)  # made with what was rotated out meanwhile
         self._failures.reached(key)
@@ -271,7 +271,7 @@ class DefaultChannelResolver(ClientCache):
     def _remember(
         self, key: str, pending: PendingConnect, error: ResolverError, began: float
     ) -> None:
-        _drop_tracebacks(error)
+        drop_tracebacks(error)
         failure = self._failures.failed(key, without_traceback(error), began)
         pending.retry_at = None if failure is None else failure.until
         self._set_retry_after(error, pending)
@@ -303,9 +303,9 @@ class DefaultChannelResolver(ClientCache):
         try:
             client = self.connector.connect(key)
         except Exception as cause:  # noqa: BLE001 -- becomes the cause of what is raised
-            return None, _as_connect_error(key, cause)
+            return None, as_connect_error(key, cause)
         if client is None:
-            return None, _as_connect_error(key, TypeError("connect() returned None"))
+            return None, as_connect_error(key, TypeError("connect() returned None"))
         return client, None
 
     def prefetch(self, urls: Iterable[Any], *, parallelism: int = 64) -> dict[str, ResolverError]:
@@ -322,7 +322,7 @@ class DefaultChannelResolver(ClientCache):
         if isinstance(urls, (str, bytes)):
             raise TypeError("prefetch takes several URLs; for one, write prefetch([url])")
         self._check_usable()
-        _check_count("parallelism", parallelism, at_most=10_000)
+        check_count("parallelism", parallelism, at_most=10_000)
         failures: dict[str, ResolverError] = {}
         spellings: dict[str, set[str]] = {}
         for url in urls:
@@ -348,7 +348,7 @@ class DefaultChannelResolver(ClientCache):
 
     # -- dropping ------------------------------------------------------------------------
 
-    def invalidate(self, url: Any, client: Any = _WHATEVER_CLIENT) -> bool:
+    def invalidate(self, url: Any, client: Any = WHATEVER_CLIENT) -> bool:
         """Forget the client for `url`, so that the next lookup connects anew.
 
         Pass the `client` that failed: then the entry goes only if that very client is
@@ -360,7 +360,7 @@ class DefaultChannelResolver(ClientCache):
         """
         self._check_usable()
         key = parse_worker_url(url).key
-        if client is _WHATEVER_CLIENT:
+        if client is WHATEVER_CLIENT:
             if self.failure_ttl:
                 self._failures.forget(key)
             return self._drop(key)
@@ -405,7 +405,7 @@ class DefaultChannelResolver(ClientCache):
             return  # the parent's clients are not ours to release
         self._failures.clear()
         for pending in self._shut():
-            pending.fail(_closed_error())
+            pending.fail(closed_error())
 
     def __enter__(self) -> Self:
         self._check_usable()
@@ -499,7 +499,7 @@ class DefaultChannelResolver(ClientCache):
     def _check_usable(self) -> None:
         self._check_process()
         if self._closed_by_caller:
-            raise _closed_error()
+            raise closed_error()
 
     def _check_process(self) -> None:
         if self._is_inherited():
@@ -541,63 +541,3 @@ def _renew_default_lock() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_default_lock)
-
-
-def _closed_error() -> ResolverClosedError:
-    return ResolverClosedError("The resolver is closed; make a new one")
-
-
-def _as_connect_error(key: str, cause: Exception) -> ResolverError:
-    if isinstance(cause, ResolverError):
-        return cause
-    kind = WorkerConnectTimeoutError if isinstance(cause, TimeoutError) else WorkerConnectError
-    error = kind(f"Could not connect to worker {key}: {type(cause).__name__}: {cause}", url=key)
-    error.__cause__ = cause
-    return error
-
-
-def _drop_tracebacks(error: BaseException) -> None:
-    """Before `error` is remembered: through them it would keep its callers' frames alive."""
-    seen: set[int] = set()
-    chain: list[BaseException | None] = [error]
-    while chain:
-        each = chain.pop()
-        if each is not None and id(each) not in seen:
-            seen.add(id(each))
-            each.__traceback__ = None
-            chain += each.__cause__, each.__context__
-
-
-def _check_connector(connector: Any) -> None:
-    if isinstance(connector, type):
-        raise TypeError(f"pass a {connector.__name__}, not the class: {connector.__name__}(...)")
-    if not callable(getattr(connector, "connect", None)):
-        raise TypeError(f"{type(connector).__name__} is no Connector: it has no connect(url)")
-    timeout = getattr(connector, "connect_timeout", None)
-    if timeout is not None:
-        _check_seconds("the connector's connect_timeout", timeout, at_least="more than 0")
-
-
-def _check_seconds(name: str, value: Any, *, at_least: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}")
-    if not (0 <= value <= _MAX_SECONDS and (value > 0 or at_least == "0 or more")):
-        shown = f"{value:g}" if isinstance(value, float) else "that"
-        raise ValueError(f"{name} is {at_least} and up to {_MAX_SECONDS:g} seconds, not {shown}")
-
-
-def _checked_cap(failure_ttl: float, max_failure_ttl: float | None) -> float:
-    """The longest time that a failure is remembered."""
-    if max_failure_ttl is None:
-        return min(failure_ttl * DEFAULT_CAP, _MAX_SECONDS)
-    _check_seconds("max_failure_ttl", max_failure_ttl, at_least="0 or more")
-    if max_failure_ttl < failure_ttl:
-        raise ValueError("max_failure_ttl is less than failure_ttl, where it starts")
-    return max_failure_ttl
-
-
-def _check_count(name: str, value: Any, *, at_most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is a whole number, not {type(value).__name__}")
-    if not 1 <= value <= at_most:
-        raise ValueError(f"{name} is from 1 to {at_most}, not {value!r}")

@@ -10,6 +10,8 @@ import threading
 import time
 from typing import Any
 
+from ._shared_errors import without_traceback
+
 _LONGEST_SLEEP = 1.0  # seconds that a waiter can lose if whoever should wake it is interrupted
 
 
@@ -91,15 +93,3 @@ class PendingConnect:
         if self._outcomes[0] is outcome:
             while self._waiters:
                 self._waiters.pop().release()
-
-
-def without_traceback(error: BaseException) -> BaseException:
-    """A copy of `error` of the same type and cause, that nobody has raised."""
-    # Not copy.copy, which calls a constructor that may want other arguments.
-    kind = type(error)
-    duplicate = kind.__new__(kind, *error.args)
-    duplicate.args = error.args
-    duplicate.__dict__.update(error.__dict__)
-    duplicate.__cause__ = error.__cause__
-    duplicate.__suppress_context__ = True
-    return duplicate

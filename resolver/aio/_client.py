@@ -18,7 +18,7 @@ from pyarrow import flight
 from resolver._flight_batches import BatchDecoder, BatchEncoder, FlightStreamChunk, metadata_only
 from resolver._flight_calls import METHODS, as_flight_error, as_metadata, decoded, stub
 from resolver._grpc_options import import_grpc
-from resolver._single_flight import without_traceback
+from resolver._shared_errors import without_traceback
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

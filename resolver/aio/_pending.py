@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from resolver._errors import WorkerConnectError
-from resolver._single_flight import without_traceback
+from resolver._shared_errors import without_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Callable

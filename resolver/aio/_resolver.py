@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, runtime_checkable
 
 from resolver import _background
+from resolver._checks import check_connector, check_count, check_seconds, checked_cap
 from resolver._errors import (
     ForkedProcessError,
     InvalidWorkerUrlError,
@@ -22,18 +23,13 @@ from resolver._errors import (
     WorkerConnectTimeoutError,
 )
 from resolver._failures import FailureMemory
-from resolver._resolver import (
-    _WHATEVER_CLIENT,
-    ResolverStats,
-    _as_connect_error,
-    _check_connector,
-    _check_count,
-    _check_seconds,
-    _checked_cap,
-    _closed_error,
-    _drop_tracebacks,
+from resolver._resolver import WHATEVER_CLIENT, ResolverStats
+from resolver._shared_errors import (
+    as_connect_error,
+    closed_error,
+    drop_tracebacks,
+    without_traceback,
 )
-from resolver._single_flight import without_traceback
 from resolver._tls import TLS_SCHEME, generation_for, rotating, was_rotated
 from resolver._urls import mask_url, parse_worker_url
 
@@ -135,11 +131,11 @@ class DefaultChannelResolver(LoopHomes):
         max_failure_ttl: float | None = None,
     ) -> None:
         if idle_timeout is not None:
-            _check_seconds("idle_timeout", idle_timeout, at_least="more than 0")
-        _check_seconds("failure_ttl", failure_ttl, at_least="0 or more")
-        max_failure_ttl = _checked_cap(failure_ttl, max_failure_ttl)
-        _check_count("max_clients", max_clients, at_most=2**62)
-        _check_count("connections_per_url", connections_per_url, at_most=1024)
+            check_seconds("idle_timeout", idle_timeout, at_least="more than 0")
+        check_seconds("failure_ttl", failure_ttl, at_least="0 or more")
+        max_failure_ttl = checked_cap(failure_ttl, max_failure_ttl)
+        check_count("max_clients", max_clients, at_most=2**62)
+        check_count("connections_per_url", connections_per_url, at_most=1024)
         if max_clients < connections_per_url:
             raise ValueError("max_clients is less than connections_per_url: one URL would not fit")
         if connector is None:
@@ -149,7 +145,7 @@ class DefaultChannelResolver(LoopHomes):
             )
 
             connector = GrpcConnector()
-        _check_connector(connector)
+        check_connector(connector)
         self.connector = connector
         self.idle_timeout = idle_timeout
         self.max_clients = max_clients
@@ -186,7 +182,7 @@ class DefaultChannelResolver(LoopHomes):
 
     async def _resolve(self, home: LoopHome, key: str, lane: int) -> Any:
         if self._closed_by_caller:
-            raise _closed_error()
+            raise closed_error()
         mine = PendingConnect(asyncio.get_running_loop(), self._failures.now)
         client, pending = home.caches[lane]._begin(key, 0, mine)  # noqa: SLF001
         if pending is None:
@@ -242,7 +238,7 @@ class DefaultChannelResolver(LoopHomes):
                 self._failures.reached(key)
                 pending.succeed(client)
             elif self._closed_by_caller:
-                pending.fail(_closed_error())
+                pending.fail(closed_error())
             else:
                 pending.succeed(client)  # detached meanwhile: theirs, but not cached
         except BaseException:
@@ -263,9 +259,9 @@ class DefaultChannelResolver(LoopHomes):
                 raise TypeError("connect() is not async; this resolver takes asyncio connectors")  # noqa: TRY301
             client = await connecting
         except Exception as cause:  # noqa: BLE001 -- becomes the cause of what is raised
-            return None, _as_connect_error(key, cause)
+            return None, as_connect_error(key, cause)
         if client is None:
-            return None, _as_connect_error(key, TypeError("connect() returned None"))
+            return None, as_connect_error(key, TypeError("connect() returned None"))
         return client, None
 
     def _give_up(
@@ -312,7 +308,7 @@ class DefaultChannelResolver(LoopHomes):
         cache = home.caches[lane]
         if error is not None:
             if self.failure_ttl and remember:
-                _drop_tracebacks(error)
+                drop_tracebacks(error)
                 since = self._failures.now() if began is None else began
                 failure = self._failures.failed(key, without_traceback(error), since)
                 if failure is not None:
@@ -346,7 +342,7 @@ class DefaultChannelResolver(LoopHomes):
         if isinstance(urls, (str, bytes)):
             raise TypeError("prefetch takes several URLs; for one, write prefetch([url])")
         self._check_usable()
-        _check_count("parallelism", parallelism, at_most=10_000)
+        check_count("parallelism", parallelism, at_most=10_000)
         failures: dict[str, ResolverError] = {}
         spellings: dict[str, set[str]] = {}
         for url in urls:
@@ -374,7 +370,7 @@ class DefaultChannelResolver(LoopHomes):
 
     # -- dropping ------------------------------------------------------------------------
 
-    def invalidate(self, url: Any, client: Any = _WHATEVER_CLIENT) -> bool:
+    def invalidate(self, url: Any, client: Any = WHATEVER_CLIENT) -> bool:
         """Forget the client for `url`, so that the next lookup connects anew.
 
         Pass the `client` that failed: then the entry goes only if that very client is
@@ -387,7 +383,7 @@ class DefaultChannelResolver(LoopHomes):
         key = parse_worker_url(url).key
         if client is None:
             return False
-        only = () if client is _WHATEVER_CLIENT else (client,)
+        only = () if client is WHATEVER_CLIENT else (client,)
         if not only and self.failure_ttl:
             self._failures.forget(key)
         dropped = [cache._drop(key, *only) for cache in self._caches()]  # noqa: SLF001
@@ -429,7 +425,7 @@ class DefaultChannelResolver(LoopHomes):
         with self._guard:
             homes = list(self._live_homes())
         for home in homes:
-            home.shut(_closed_error())
+            home.shut(closed_error())
 
     async def aclose(self) -> None:
         """`close`, and wait until the running loop's connects under way have ended.
@@ -529,7 +525,7 @@ class DefaultChannelResolver(LoopHomes):
     def _check_usable(self) -> None:
         self._check_process()
         if self._closed_by_caller:
-            raise _closed_error()
+            raise closed_error()
 
     def _check_process(self) -> None:
         if self._is_inherited():

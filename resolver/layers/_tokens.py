@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from resolver._errors import ResolverError
 from resolver._headers import normalize_headers
-from resolver._single_flight import without_traceback
+from resolver._shared_errors import without_traceback
 
 _FIRST_REST: Final = 0.5  # seconds after a provider's first failure until it is asked again
 _LONGEST_REST: Final = 30.0

@@ -29,7 +29,7 @@ LAYERS = (  # from the top; a module imports only from layers below its own
     ("resolver._flight", "resolver._flight_calls"),
     ("resolver._handshake",),
     ("resolver._tls",),
-    ("resolver._background", "resolver._pem"),
+    ("resolver._background", "resolver._checks", "resolver._pem"),
     ("resolver._flight_batches",),
     ("resolver._flight_wire",),
     (
@@ -42,7 +42,7 @@ LAYERS = (  # from the top; a module imports only from layers below its own
         "resolver._retrying",
         "resolver._single_flight",
     ),
-    ("resolver._cache", "resolver._cache_py"),
+    ("resolver._cache", "resolver._cache_py", "resolver._shared_errors"),
     ("resolver._urls",),
     ("resolver._errors",),
 )
