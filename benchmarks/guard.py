@@ -1,8 +1,9 @@
 """Guards the speed of a hit by counting instructions, which are the same on a busy machine.
 
-``python -m benchmarks.guard`` counts the instructions of a resolver's hit and of
-`dict.get` under ``valgrind --tool=callgrind``: two runs of different length each, whose
-difference belongs to the look-ups alone. It fails when the ratio of the two has grown by
+``python -m benchmarks.guard`` counts, under ``valgrind --tool=callgrind``, the instructions
+of a hit beside those of `dict.get`, and of a hit awaited in asyncio beside those of an
+awaited coroutine that returns a `dict` entry: two runs of different length each, whose
+difference belongs to the look-ups alone. It fails when a ratio has grown by
 more than 5 % over ``baseline.json``, and when that has no entry for this interpreter and
 implementation. ``--update`` writes the entry.
 
@@ -29,20 +30,25 @@ TOLERANCE = 0.05
 BASELINE = Path(__file__).with_name("baseline.json")
 
 _URLS = 512
-_SHORT, _LONG = 20, 520  # rounds over all URLs
+_SHORT, _LONG = 20, 220  # rounds over all URLs
 # What differs from run to run: hashes, and how long numpy's threads spin before they sleep.
 _STEADY = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 _COLLECTED = re.compile(r"Collected : (\d+)")
 
-_COMMON = """
+_URL_LIST = """
 import sys
 urls = [f"http://10.0.{n // 256}.{n % 256}:50051" for n in range(512)]
+"""
+_LOOP = """
 def loop(rounds):
     for _ in range(rounds):
         for url in urls:
-            CALL
+            LOOK_UP(url)
 """
-_DICT = "known = {url: object() for url in urls}\nloop(int(sys.argv[1]))\n"
+_DICT = """
+known = {url: object() for url in urls}
+loop(int(sys.argv[1]))
+"""
 _RESOLVER = """
 from resolver import DefaultChannelResolver
 class Connector:
@@ -54,10 +60,46 @@ for url in urls:
 loop(int(sys.argv[1]))
 assert channels.stats().connects == len(urls)
 """
+_AWAITING = """
+import asyncio
+async def loop(look_up, rounds):
+    for _ in range(rounds):
+        for url in urls:
+            await look_up(url)
+async def main():
+"""
+_COROUTINE = """
+    known = {url: object() for url in urls}
+    async def from_dict(url):
+        return known[url]
+    await loop(from_dict, int(sys.argv[1]))
+asyncio.run(main())
+"""
+_AIO_RESOLVER = """
+    from resolver.aio import DefaultChannelResolver
+    class Connector:
+        async def connect(self, url):
+            return object()
+    channels = DefaultChannelResolver(Connector())
+    for url in urls:
+        await channels.get_flight_client_for_url(url)
+    await loop(channels.get_flight_client_for_url, int(sys.argv[1]))
+    assert channels.stats().connects == len(urls)
+asyncio.run(main())
+"""
 PROGRAMS = {
-    "dict.get": _COMMON.replace("CALL", "known.get(url)") + _DICT,
-    "resolver": _COMMON.replace("CALL", "channels.get_flight_client_for_url(url)") + _RESOLVER,
+    "dict.get": _URL_LIST + _LOOP.replace("LOOK_UP", "known.get") + _DICT,
+    "resolver": _URL_LIST
+    + _LOOP.replace("LOOK_UP", "channels.get_flight_client_for_url")
+    + _RESOLVER,
+    "awaited coroutine": _URL_LIST + _AWAITING + _COROUTINE,
+    "awaited resolver": _URL_LIST + _AWAITING + _AIO_RESOLVER,
 }
+RATIOS = {
+    "ratio": ("resolver", "dict.get"),
+    "awaited ratio": ("awaited resolver", "awaited coroutine"),
+}
+"""What is compared, by its name in the baseline."""
 
 
 class CannotTellError(Exception):
@@ -122,29 +164,35 @@ def main(arguments: list[str] | None = None) -> int:
     except CannotTellError as error:
         print(f"guard: {error}", file=sys.stderr)
         return 2
-    ratio = counts["resolver"] / counts["dict.get"]
-    figures = ", ".join(f"{name} {count:.0f}" for name, count in counts.items())
-    print(f"guard: {key()}: instructions per look-up: {figures}; ratio {ratio:.3f}")
+    ratios = {name: counts[ours] / counts[theirs] for name, (ours, theirs) in RATIOS.items()}
+    print(f"guard: {key()}: instructions per look-up")
+    for name, pair in RATIOS.items():
+        figures = ", ".join(f"{program} {counts[program]:.0f}" for program in pair)
+        print(f"guard: {figures}; {name} {ratios[name]:.3f}")
     baseline = read_baseline()
     if update:
         baseline[key()] = {
             **{name: round(n, 1) for name, n in counts.items()},
-            "ratio": round(ratio, 3),
+            **{name: round(ratio, 3) for name, ratio in ratios.items()},
         }
         BASELINE.write_text(json.dumps(baseline, indent=2, sort_keys=True) + "\n")
         print(f"guard: written to {BASELINE.name}")
         return 0
-    if key() not in baseline:
+    entry = baseline.get(key(), {})
+    if not entry.keys() >= RATIOS.keys():
         print(
             f"guard: no baseline for {key()} in {BASELINE.name}, so nothing was compared; "
             "record one on a commit that you trust: python -m benchmarks.guard --update",
             file=sys.stderr,
         )
         return 2
-    allowed = baseline[key()]["ratio"] * (1 + TOLERANCE)
-    verdict = "within" if ratio <= allowed else "MORE THAN"
-    print(f"guard: {verdict} {allowed:.3f}, the baseline's ratio plus {TOLERANCE:.0%}")
-    return 0 if ratio <= allowed else 1
+    grown = False
+    for name, ratio in ratios.items():
+        allowed = entry[name] * (1 + TOLERANCE)
+        verdict = "within" if ratio <= allowed else "MORE THAN"
+        print(f"guard: {name}: {verdict} {allowed:.3f}, the baseline's plus {TOLERANCE:.0%}")
+        grown |= ratio > allowed
+    return int(grown)
 
 
 if __name__ == "__main__":

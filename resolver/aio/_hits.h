@@ -40,3 +40,68 @@ static inline PyObject *weakly_held(PyObject *reference) {
 
 /* Hands an owned reference to Cython, which would otherwise take one more. */
 static inline PyObject *give(PyObject *owned) { return owned; }
+
+/* How `await` gets what a step returns. Until 3.11 it sends to whatever has am_send. From 3.12 on
+ * it asks anything but a coroutine for its next item, and the value comes in a StopIteration.
+ * Making one costs as much as the rest of a hit, so a few are not freed but used again. They are
+ * of a type of their own, whose dealloc is `free_ended`. */
+#if PY_VERSION_HEX >= 0x030C0000
+#define STEPS_BY_NEXT 1
+#else
+#define STEPS_BY_NEXT 0
+#endif
+
+#if STEPS_BY_NEXT && !defined(Py_GIL_DISABLED)
+enum { MOST_KEPT = 64 };
+static PyObject *kept_ended[MOST_KEPT]; /* without value, untracked, their count of 0 */
+static int kept_count = 0;
+static destructor really_free_ended;
+
+static inline void keep_ended(PyTypeObject *type, destructor free_ended) {
+    really_free_ended = type->tp_dealloc;
+    type->tp_dealloc = free_ended;
+}
+
+static void free_ended(PyObject *self) {
+    PyStopIterationObject *ended = (PyStopIterationObject *)self;
+    PyObject *value = ended->value;
+    if (kept_count < MOST_KEPT && ended->dict == NULL && ended->notes == NULL &&
+        ended->traceback == NULL && ended->context == NULL && ended->cause == NULL) {
+        PyObject_GC_UnTrack(self);
+        ended->value = NULL;
+        kept_ended[kept_count++] = self;
+        Py_XDECREF(value); /* last: it may run a finalizer, which may come back here */
+    } else {
+        really_free_ended(self);
+    }
+}
+
+/* Raises an exception of `type`, a StopIteration, with `value`, which it takes over. */
+static inline void raise_ended(PyTypeObject *type, PyObject *value) {
+    PyObject *ended;
+    if (kept_count) {
+        ended = kept_ended[--kept_count];
+        _Py_NewReference(ended);
+        PyObject_GC_Track(ended);
+    } else {
+        ended = PyObject_CallNoArgs((PyObject *)type);
+        if (ended == NULL) {
+            Py_DECREF(value);
+            return;
+        }
+    }
+    Py_XSETREF(((PyStopIterationObject *)ended)->value, value);
+    PyErr_SetRaisedException(ended); /* and no __context__, which costs a walk */
+}
+#else
+static inline void keep_ended(PyTypeObject *type, destructor free_ended) {}
+static void free_ended(PyObject *self) {}
+static inline void raise_ended(PyTypeObject *type, PyObject *value) {
+    PyObject *ended = PyObject_CallOneArg((PyObject *)type, value);
+    Py_DECREF(value);
+    if (ended != NULL) {
+        PyErr_SetObject((PyObject *)type, ended);
+        Py_DECREF(ended);
+    }
+}
+#endif

@@ -23,8 +23,12 @@ cdef extern from "_hits.h":
     ctypedef PySendResult (*sendfunc)(PyObject *, PyObject *, PyObject **) noexcept
     ctypedef struct PyAsyncMethods:
         sendfunc am_send
+    ctypedef PyObject *(*iternextfunc)(PyObject *) noexcept
+    ctypedef void (*destructor)(PyObject *) noexcept
     ctypedef struct PyTypeObject:
         PyAsyncMethods *tp_as_async
+        iternextfunc tp_iternext
+        destructor tp_dealloc
     ctypedef PyObject *(*PyCFunction)(PyObject *, PyObject *) except NULL
     ctypedef struct PyMethodDef:
         PyCFunction ml_meth
@@ -37,6 +41,10 @@ cdef extern from "_hits.h":
     int lane_of_task(int) noexcept
     PyObject *weakly_held(PyObject *) noexcept
     object give(PyObject *)
+    bint STEPS_BY_NEXT
+    void raise_ended(PyTypeObject *, PyObject *) noexcept
+    void keep_ended(PyTypeObject *, destructor)
+    void free_ended(PyObject *) noexcept
     bint PyUnicode_CheckExact(object) noexcept
     PyObject *PyTuple_GET_ITEM(PyObject *, Py_ssize_t) noexcept
     Py_ssize_t PyTuple_GET_SIZE(PyObject *) noexcept
@@ -51,6 +59,16 @@ cdef PyMethodDef *_look_up = (<PyMethodDescrObject *><PyObject *>(
     ClientCache.__dict__["get_flight_client_for_url"])).d_method
 if _look_up.ml_flags != METH_O:
     raise ImportError("resolver._cache and resolver.aio._hits are not of one build")
+
+
+cdef extern from *:
+    ctypedef class builtins.StopIteration [object PyStopIterationObject]:
+        pass
+
+
+@cython.final
+cdef class Ended(StopIteration):
+    """What a hit ends with where `await` asks for its next item: its value is the client."""
 
 
 @cython.final
@@ -105,9 +123,24 @@ cdef PySendResult send_found(PyObject *self, PyObject *value, PyObject **result)
     return PYGEN_RETURN
 
 
-# Cython fills this slot for its own coroutines only. With it, a step is a C call that
-# returns the value; without it, the value would travel in a StopIteration.
+cdef PyObject *next_found(PyObject *self) noexcept:
+    cdef PyObject *client = <PyObject *>(<Found>self).client
+    if client == <PyObject *>None:
+        PyErr_SetObject(RuntimeError, SPENT)
+        return NULL
+    Py_INCREF(client)
+    (<Found>self).client = None
+    raise_ended(<PyTypeObject *>Ended, client)
+    return NULL
+
+
+# Cython fills these slots for its own coroutines only, or with what costs a traceback. With
+# them, a step is a C call: one that returns the value, and where `await` asks for the next
+# item instead, one that raises what was made before.
 (<PyTypeObject *>Found).tp_as_async.am_send = send_found
+if STEPS_BY_NEXT:
+    (<PyTypeObject *>Found).tp_iternext = next_found
+    keep_ended(<PyTypeObject *>Ended, free_ended)
 
 
 cdef PyObject *hit(PyObject *routes, PyObject *loop, PyObject *url) except? NULL:

@@ -118,6 +118,73 @@ def test_what_looks_like_a_result_or_an_error_is_a_client_all_the_same(router, c
     assert end.value.value is client
 
 
+def test_a_stop_iteration_that_somebody_keeps_stays_what_it_was(router, cache_of):
+    """The compiled hit uses those again that nobody has seen."""
+    client = Client()
+    cache = cache_of((URL, client))
+    kept = []
+    for _ in range(3):
+        found = found_of(router, cache)
+        try:
+            next(found)
+        except StopIteration as stop:
+            kept.append(stop)
+        del found
+    other = cache_of((URL, Client()))
+    for _ in range(200):
+        assert run(await_it(found_of(router, other))) is not client
+    assert [stop.value for stop in kept] == [client] * 3
+    assert len(set(map(id, kept))) == 3
+
+
+def test_awaiting_while_an_error_is_handled_leaves_the_error_alone(router, cache_of):
+    client = Client()
+    cache = cache_of((URL, client))
+
+    async def look_up():
+        router._routes = (route(asyncio.get_running_loop(), cache),)
+        try:
+            raise KeyError("k")
+        except KeyError:
+            awaited.append(await router.get_flight_client_for_url(URL))
+            raise
+
+    awaited = []
+    with pytest.raises(KeyError, match="k") as told:
+        run(look_up())
+    assert told.value.__context__ is None
+    assert awaited == [client]
+
+
+def test_any_number_may_be_found_before_one_is_awaited(router, cache_of):
+    clients = [Client() for _ in range(300)]
+    caches = [cache_of((URL, client)) for client in clients]
+    found = [found_of(router, cache) for cache in caches]
+    for _ in range(2):
+        awaited = [run(await_it(each)) for each in found]
+        assert awaited == clients
+        found = [found_of(router, cache) for cache in caches]
+
+
+def test_a_client_whose_end_looks_something_up_ends_well(router, cache_of, no_gc):
+    """The last reference to a client may be the one that its await leaves behind."""
+    ended = []
+
+    class Last:
+        def __del__(self):
+            ended.append(run(await_it(found_of(router, other))))
+
+    rest = Client()
+    other = cache_of((URL, rest))
+    for _ in range(100):
+        cache = cache_of((URL, Last()))
+        found = found_of(router, cache)
+        cache._clear()
+        run(await_it(found))
+        del found
+    assert ended == [rest] * 100
+
+
 def test_a_hit_is_good_for_one_await(router, cache_of):
     cache = cache_of((URL, Client()))
     found = found_of(router, cache)

@@ -15,12 +15,16 @@ def counted(monkeypatch, tmp_path):
     path = tmp_path / "baseline.json"
     monkeypatch.setattr(guard, "BASELINE", path)
 
-    def set_counts(*, resolver: float, dict_get: float, ratio: float | None = None):
+    def set_counts(
+        *, resolver: float, dict_get: float, ratio: float | None = None, awaited: float = 500
+    ):
         counts = {"resolver": resolver, "dict.get": dict_get}
+        counts |= {"awaited resolver": awaited, "awaited coroutine": 1_000}
         by_program = {guard.PROGRAMS[name]: count for name, count in counts.items()}
         monkeypatch.setattr(guard, "instructions_per_lookup", by_program.__getitem__)
         if ratio is not None:
-            path.write_text(json.dumps({guard.key(): {"ratio": ratio}}))
+            entry = {"ratio": ratio, "awaited ratio": 0.5}
+            path.write_text(json.dumps({guard.key(): entry}))
         return path
 
     return set_counts
@@ -29,13 +33,27 @@ def counted(monkeypatch, tmp_path):
 def test_growth_within_the_tolerance_passes(counted, capsys):
     counted(resolver=312, dict_get=300, ratio=1.0)
     assert guard.main([]) == 0
-    assert "dict.get 300, resolver 312; ratio 1.040" in capsys.readouterr().out
+    assert "resolver 312, dict.get 300; ratio 1.040" in capsys.readouterr().out
 
 
 def test_growth_beyond_the_tolerance_fails(counted, capsys):
     counted(resolver=318, dict_get=300, ratio=1.0)
     assert guard.main([]) == 1
     assert "MORE THAN 1.050" in capsys.readouterr().out
+
+
+def test_growth_of_the_awaited_hit_alone_fails(counted, capsys):
+    counted(resolver=300, dict_get=300, ratio=1.0, awaited=526)
+    assert guard.main([]) == 1
+    said = capsys.readouterr().out
+    assert "ratio: within 1.050" in said
+    assert "awaited ratio: MORE THAN 0.525" in said
+
+
+def test_a_baseline_of_one_of_the_two_is_no_success(counted, capsys):
+    path = counted(resolver=300, dict_get=300)
+    path.write_text(json.dumps({guard.key(): {"ratio": 1.0}}))
+    assert guard.main([]) == 2
 
 
 def test_a_missing_baseline_is_no_success(counted, capsys):
@@ -73,4 +91,5 @@ def test_the_committed_baseline_names_this_scheme_of_keys():
     assert entries, "no baseline is committed"
     for name, entry in entries.items():
         assert name.endswith(("-compiled", "-python"))
-        assert entry["ratio"] == pytest.approx(entry["resolver"] / entry["dict.get"], abs=1e-3)
+        for ratio, (ours, theirs) in guard.RATIOS.items():
+            assert entry[ratio] == pytest.approx(entry[ours] / entry[theirs], abs=1e-3)
