@@ -73,6 +73,7 @@ _MESSAGES: Final[dict[str, tuple[_Field, ...]]] = {
         ("projection", 9, "bytes", False),  # numbers, packed
         ("null_aware", 10, "bool", False),
         ("dynamic_filter", 11, "bytes", False),
+        ("fetch", 12, "uint64", False),
     ),
     "NestedLoopJoin": (
         ("left", 1, "child", False),
@@ -431,8 +432,8 @@ class PlanNode:
 
     @property
     def has_fetch(self) -> bool:
-        """A coalesce, merge or sort that also limits how many rows pass."""
-        kinds = ("coalesce_partitions", "sort_preserving_merge", "sort")
+        """A coalesce, merge, sort or hash join that also limits how many rows pass."""
+        kinds = ("coalesce_partitions", "sort_preserving_merge", "sort", "hash_join")
         return self.kind in kinds and self._body().HasField("fetch")
 
     @property
@@ -526,12 +527,13 @@ class PlanNode:
     def filtering_right(self) -> PlanNode:
         """A hash join as one that keeps the rows of its right side that have its keys' partners.
 
-        Its whole left side is in every task. Conditions beyond the keys are left out.
+        Its whole left side is in every task. Conditions beyond the keys are left out, and so
+        is a limit: of the rows that pass here, the join itself may drop some.
         """
         copy = self.collecting_left()
         body = copy._body()
         body.join_type = JoinType.RIGHT_SEMI
-        for name in ("filter", "projection", "null_aware", "dynamic_filter"):
+        for name in ("filter", "projection", "null_aware", "dynamic_filter", "fetch"):
             body.ClearField(name)
         return copy
 

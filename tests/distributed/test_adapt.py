@@ -186,6 +186,18 @@ def test_only_rows_with_a_partner_are_shuffled_to_a_small_selective_build_side(p
     assert any("with a partner in stage" in decision for decision in result.decisions)
 
 
+def test_a_limit_is_that_of_the_join_and_not_of_the_rows_that_may_have_a_partner(planning):
+    query = INNER.replace("JOIN", "LEFT JOIN") + " AND c_acctbal < o_totalprice LIMIT 2"
+    stage, build, probe = joined(planning, query)
+    (created,) = adapted(stage, build, probe, SELECTIVE).created
+    join, keeper = (
+        next(tree.node for tree in each.tree.walk() if tree.kind == "hash_join")
+        for each in (stage, created)
+    )
+    assert join.has_fetch
+    assert not keeper.has_fetch
+
+
 @pytest.mark.parametrize(
     ("query", "measured", "options"),
     [

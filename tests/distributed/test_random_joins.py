@@ -91,6 +91,12 @@ FOUND = {
             SELECT x.a, x.b, y.c FROM v x
             JOIN (SELECT x.a, x.c + y.c AS c FROM w x JOIN w y ON x.a = y.a) y ON x.a = y.a
         )""",
+    # The join's own limit also cut short the rows with a partner that it was to look at.
+    "a limit over an anti join": """
+        SELECT count(*) FROM (
+            SELECT x.c FROM (SELECT * FROM u WHERE c = 0 AND a IS NOT NULL) x
+            LEFT ANTI JOIN t y ON x.a = y.a AND x.b <> y.b AND y.c = 5 LIMIT 3
+        )""",
     # DataFusion's InterleaveExec needs inputs that say how they are divided.
     "a union of joins": """
         SELECT x.c, y.a FROM (SELECT DISTINCT y.a, x.b FROM t x JOIN w y ON x.a = y.a) z
