@@ -139,7 +139,7 @@ def _is_gathered(tree: Tree) -> bool:
     """Whether all its rows are brought into one partition and then only projected."""
     while tree.kind == "projection":
         (tree,) = tree.children
-    return tree.kind == "coalesce_partitions" and not tree.node.has_fetch
+    return tree.kind == "coalesce_partitions" and tree.node.fetch is None
 
 
 def _check(tree: Tree) -> None:

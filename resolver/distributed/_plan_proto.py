@@ -44,6 +44,7 @@ _MESSAGES: Final[dict[str, tuple[_Field, ...]]] = {
     "Opaque": (),
     "Unary": (("input", 1, "child", False),),
     "Limited": (("input", 1, "child", False), ("fetch", 2, "int64", False)),
+    "GlobalLimit": (("input", 1, "child", False), ("fetch", 3, "int64", False)),
     "Merge": (("input", 1, "child", False), ("fetch", 3, "int64", False)),
     "Binary": (("left", 1, "child", False), ("right", 2, "child", False)),
     "Many": (("inputs", 1, "child", True),),
@@ -104,8 +105,10 @@ _MESSAGES: Final[dict[str, tuple[_Field, ...]]] = {
     "Statistics": (("rows", 1, "Precision", False),),
     "Precision": (("info", 1, "int32", False), ("value", 2, "Scalar", False)),
     "Scalar": (("uint64", 11, "uint64", False),),
+    "ScanLimit": (("limit", 1, "uint64", False),),
     "ScanConf": (
         ("file_groups", 1, "FileGroup", True),
+        ("limit", 5, "ScanLimit", False),
         ("statistics", 6, "Statistics", False),
         ("object_store_url", 8, "string", False),
         ("partitioned_by_file_group", 14, "bool", False),
@@ -123,8 +126,8 @@ _KINDS: Final[dict[str, tuple[int, str]]] = {
     "csv_scan": (2, "Scan"),
     "empty": (3, "Opaque"),
     "projection": (4, "Projection"),
-    "global_limit": (6, "Unary"),
-    "local_limit": (7, "Unary"),
+    "global_limit": (6, "GlobalLimit"),
+    "local_limit": (7, "Limited"),
     "aggregate": (8, "Aggregate"),
     "hash_join": (9, "HashJoin"),
     "sort": (10, "Sort"),
@@ -173,6 +176,12 @@ _FILTERING: Final = frozenset(
     kind
     for kind, (_, message) in _KINDS.items()
     if any(name == "dynamic_filter" for name, _, _, _ in _MESSAGES[message])
+)
+
+_FETCHING: Final = frozenset(
+    kind
+    for kind, (_, message) in _KINDS.items()
+    if any(name == "fetch" for name, _, _, _ in _MESSAGES[message])
 )
 
 _JOINS: Final = frozenset({"cross_join", "hash_join", "nested_loop_join"})
@@ -431,10 +440,15 @@ class PlanNode:
         return self.kind == "hash_join" and bool(self._body().null_aware)
 
     @property
-    def has_fetch(self) -> bool:
-        """A coalesce, merge, sort or hash join that also limits how many rows pass."""
-        kinds = ("coalesce_partitions", "sort_preserving_merge", "sort", "hash_join")
-        return self.kind in kinds and self._body().HasField("fetch")
+    def fetch(self) -> int | None:
+        """How many rows pass at most, of each partition; ``None``: not known to be limited."""
+        if self.is_scan:
+            conf = self._body().base_conf
+            return int(conf.limit.limit) if conf.HasField("limit") else None
+        if self.kind not in _FETCHING or not self._body().HasField("fetch"):
+            return None
+        fetch = int(self._body().fetch)
+        return None if fetch < 0 else fetch
 
     @property
     def file_groups(self) -> int:

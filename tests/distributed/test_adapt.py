@@ -194,8 +194,8 @@ def test_a_limit_is_that_of_the_join_and_not_of_the_rows_that_may_have_a_partner
         next(tree.node for tree in each.tree.walk() if tree.kind == "hash_join")
         for each in (stage, created)
     )
-    assert join.has_fetch
-    assert not keeper.has_fetch
+    assert join.fetch == 2
+    assert keeper.fetch is None
 
 
 @pytest.mark.parametrize(
