@@ -12,6 +12,7 @@ A node is cut apart only if it is known to mean the same then. Everything else r
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Final
 
 from ._plan_proto import AggregateMode, PlanNode
@@ -64,6 +65,7 @@ _REASONS: Final = {
 }
 _NOT_UNDERSTOOD: Final = "this kind of node is not distributed"
 
+_DIRECTION: Final = re.compile(r"\b(ASC|DESC) NULLS (FIRST|LAST)\b")
 _NEEDS_ONE_PARTITION: Final = frozenset({AggregateMode.FINAL, AggregateMode.SINGLE})
 
 
@@ -156,6 +158,24 @@ def _check(tree: Tree) -> None:
         # Their partial states bear the names of what they are ordered by; two may share
         # one, and stage output is read by name.
         raise TreeError("AggregateExec: more than one aggregate with an ORDER BY of its own")
+    if node.kind == "window":
+        _check_window(tree)
+
+
+def _check_window(tree: Tree) -> None:
+    """Refuse functions of which the encoding loses something; only their names tell it."""
+    for function in tree.node.window_functions:
+        for lost in ("FILTER (WHERE", "IGNORE NULLS"):
+            if lost in function.name:
+                raise TreeError(
+                    f"{tree.name}: a worker would not know of its {lost.split(' (')[0]}"
+                )
+        # Over rows in the opposite order DataFusion runs lag() as lead(), but still says lag.
+        asked = [
+            (way == "ASC", nulls == "FIRST") for way, nulls in _DIRECTION.findall(function.name)
+        ]
+        if asked != list(function.order):
+            raise TreeError(f"{tree.name}: it computes a function backwards, unknown to a worker")
 
 
 def _check_partitions(tree: Tree) -> None:
@@ -169,3 +189,17 @@ def _check_partitions(tree: Tree) -> None:
     )
     if needs_one and tree.children[0].partitions != 1:
         raise TreeError(f"{tree.name}: it needs all rows in one partition")
+    if node.is_partitioned_window and ("mode=[Sorted]" in tree.line or "mode=" not in tree.line):
+        _check_keys_are_sorted(tree)
+
+
+def _check_keys_are_sorted(window: Tree) -> None:
+    """A column that a filter makes constant is in no sort; of stage output nobody knows that."""
+    (below,) = window.children
+    while below.kind == "window":
+        (below,) = below.children
+    if below.kind != "sort" and below.source is None:
+        return
+    keys = () if below.source is not None else below.node.sort_keys
+    if {*window.node.partition_keys} - {*keys} and any(leaf.source for leaf in below.walk()):
+        raise TreeError(f"{window.name}: its rows are in the order of keys that are constant")

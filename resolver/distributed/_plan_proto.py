@@ -30,6 +30,7 @@ __all__ = [
     "JoinType",
     "PlanDecodeError",
     "PlanNode",
+    "WindowFunction",
     "python_functions",
 ]
 
@@ -59,11 +60,23 @@ _MESSAGES: Final[dict[str, tuple[_Field, ...]]] = {
     ),
     "Sort": (
         ("input", 1, "child", False),
+        ("keys", 2, "SortExpression", True),
         ("fetch", 3, "int64", False),
         ("preserve_partitioning", 4, "bool", False),
         ("dynamic_filter", 5, "bytes", False),
     ),
-    "Window": (("input", 1, "child", False), ("partition_keys", 5, "bytes", True)),
+    "SortExpression": (("sort", 10, "SortKey", False),),
+    "SortKey": (
+        ("expression", 1, "bytes", False),
+        ("ascending", 2, "bool", False),
+        ("nulls_first", 3, "bool", False),
+    ),
+    "Window": (
+        ("input", 1, "child", False),
+        ("functions", 2, "WindowFunction", True),
+        ("partition_keys", 5, "bytes", True),
+    ),
+    "WindowFunction": (("order_by", 6, "SortKey", True), ("name", 8, "string", False)),
     "HashJoin": (
         ("left", 1, "child", False),
         ("right", 2, "child", False),
@@ -231,6 +244,17 @@ class FileEntry:
     mtime_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class WindowFunction:
+    """One function of a window node. ``name`` tells how it was asked for, ``order`` how it runs.
+
+    ``order`` has (ascending, NULLs first) for each of its ORDER BY.
+    """
+
+    name: str
+    order: tuple[tuple[bool, bool], ...]
+
+
 # A Python function in a plan: this, a version, the interpreter's, and a pickle that begins
 # with the function's name.
 _PYTHON_FUNCTION: Final = re.compile(rb"DFPYUD[FAW]\x01..(?=\x80)", re.DOTALL)
@@ -393,6 +417,24 @@ class PlanNode:
     @property
     def is_round_robin(self) -> bool:
         return self.kind == "repartition" and self._body().partitioning.HasField("round_robin")
+
+    @property
+    def partition_keys(self) -> tuple[bytes, ...]:
+        """What a window node divides its rows by, encoded."""
+        return tuple(self._body().partition_keys)
+
+    @property
+    def window_functions(self) -> tuple[WindowFunction, ...]:
+        """What a window node computes."""
+        return tuple(
+            WindowFunction(each.name, tuple((k.ascending, k.nulls_first) for k in each.order_by))
+            for each in self._body().functions
+        )
+
+    @property
+    def sort_keys(self) -> tuple[bytes, ...]:
+        """What a sort orders by, encoded."""
+        return tuple(key.sort.expression for key in self._body().keys)
 
     @property
     def is_hash_repartition(self) -> bool:

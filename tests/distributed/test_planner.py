@@ -161,6 +161,33 @@ def test_what_is_not_cut_says_why(planning, tmp_path, query, reason):
     assert reason in plan.display()
 
 
+LAG = "lag(l_tax) OVER (PARTITION BY l_suppkey ORDER BY l_comment"
+SUM = "sum(l_tax) OVER (PARTITION BY l_suppkey"
+
+
+@pytest.mark.parametrize(
+    ("functions", "reason"),
+    [
+        (f"{SUM} ORDER BY l_comment)", None),
+        (f"{LAG}), {SUM} ORDER BY l_comment NULLS FIRST)", None),
+        (LAG.replace(" OVER", " IGNORE NULLS OVER") + ")", "IGNORE NULLS"),
+        (SUM.replace(" OVER", " FILTER (WHERE l_tax > 0.1) OVER") + ")", "FILTER"),
+        (f"{LAG}), {LAG} DESC)", "backwards"),
+    ],
+)
+def test_a_window_function_is_cut_only_if_its_encoding_says_all(planning, functions, reason):
+    """DataFusion's plan comes back from its encoding with other functions, and looks the same."""
+    plan = distribute(planning, f"SELECT {functions} FROM lineitem")
+    assert isinstance(plan, DistributedPlan) == (reason is None), plan
+    assert reason is None or reason in plan.reason
+
+
+@pytest.mark.parametrize("order", ["", " ORDER BY l_comment", " ORDER BY l_suppkey"])
+def test_a_window_over_what_a_filter_made_constant_is_left_alone(planning, order):
+    query = f"SELECT {SUM}{order}) FROM lineitem WHERE l_suppkey = 3"
+    assert "constant" in distribute(planning, query).reason
+
+
 def test_without_workers_nothing_is_cut(planning):
     plan = distribute(planning, "SELECT count(l_tax) FROM lineitem WHERE l_tax > 0", [])
     assert "names no workers" in plan.reason
