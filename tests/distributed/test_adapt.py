@@ -122,6 +122,16 @@ def test_a_join_without_build_rows_is_not_run_if_it_has_none_then(planning, kind
     assert any("is empty" in decision for decision in result.decisions) == pruned
 
 
+def test_a_join_without_build_rows_is_run_where_its_order_is_relied_on(planning):
+    query = (
+        "SELECT sum(o_totalprice) OVER (PARTITION BY o_custkey ORDER BY o_orderkey) "
+        "FROM customer JOIN orders ON o_custkey = c_custkey"
+    )
+    stage, build, probe = joined(planning, query)
+    result = adapted(stage, build, probe, NOTHING)
+    assert not any("is empty" in decision for decision in result.decisions)
+
+
 def test_what_relies_on_the_division_gets_its_rows_shuffled_after_the_join(planning):
     """Grouped by the join's key, DataFusion needs no further shuffle; after a broadcast, it does."""
     query = (

@@ -97,6 +97,11 @@ FOUND = {
             SELECT x.c FROM (SELECT * FROM u WHERE c = 0 AND a IS NOT NULL) x
             LEFT ANTI JOIN t y ON x.a = y.a AND x.b <> y.b AND y.c = 5 LIMIT 3
         )""",
+    # A scan of nothing declares no order, on which a window insists.
+    "a window over a join of nothing": """
+        SELECT b, sum(c) OVER (PARTITION BY a ORDER BY b, c) FROM (
+            SELECT y.* FROM (SELECT * FROM u WHERE c < 0) x JOIN t y ON x.a = y.a
+        )""",
     # DataFusion's InterleaveExec needs inputs that say how they are divided.
     "a union of joins": """
         SELECT x.c, y.a FROM (SELECT DISTINCT y.a, x.b FROM t x JOIN w y ON x.a = y.a) z
