@@ -153,7 +153,7 @@ class FlightServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
     def _execute_task(self, context: flight.ServerCallContext, body: bytes) -> bytes:
         request = _wire.TaskRequest.parse(body)
         if self.is_draining:
-            raise flight.FlightUnavailableError(
+            raise _refusal(
                 "this worker is shutting down and takes no more tasks; run it on another one"
             )
         call: CallHeaders = context.get_middleware(CALL_MIDDLEWARE)
@@ -316,11 +316,16 @@ def _answering() -> Iterator[None]:
     except (QueryReleasedError, TaskCancelledError) as error:
         raise flight.FlightCancelledError(str(error)) from None
     except TaskPoolFullError as error:
-        raise flight.FlightUnavailableError(
+        raise _refusal(
             f"this worker takes no more tasks now: {error}; run it on another one, or later"
         ) from None
     except BaseException as error:  # noqa: BLE001  # a Rust panic is one
         _fail(error)
+
+
+def _refusal(text: str) -> flight.FlightUnavailableError:
+    """No task is taken, but what is here stays: nothing is lost."""
+    return flight.FlightUnavailableError(text, json.dumps({"refused": True}).encode())
 
 
 def _fail(error: BaseException) -> NoReturn:

@@ -26,6 +26,7 @@ from resolver._errors import ResolverError, WorkerConnectError
 from . import _wire
 from ._adapt import adapt, read_by_every_task, waits_for_build_side
 from ._batches import merged_schema
+from ._calls import TaskRefusedError
 from ._errors import DistributedError, WorkerLostError
 from ._inputs import InputLostError
 from ._sizes import Measured, task_count
@@ -129,6 +130,7 @@ class Scheduler:
         self._numbers = itertools.count(first_new_number)
         self._lock = threading.Lock()
         self._lost: dict[str, ResolverError] = {}
+        self._refusing: dict[str, ResolverError] = {}  # new tasks; their outputs count
         self._called: set[str] = set()
         self._is_over = False
 
@@ -286,8 +288,9 @@ class Scheduler:
 
     def _live(self) -> list[WorkerSlots]:
         with self._lock:
-            live = [worker for worker in self._workers if worker.url not in self._lost]
-            errors = list(self._lost.values())
+            gone = {**self._refusing, **self._lost}
+        live = [worker for worker in self._workers if worker.url not in gone]
+        errors = list(gone.values())
         if not live:
             if len(errors) == 1:
                 raise errors[0]
@@ -421,7 +424,7 @@ class Scheduler:
     def _count_failure(self, task: TaskRun, error: ResolverError) -> None:
         self.lose(error)
         self._report.retried(task.stage.number, task.index, str(error))
-        if not isinstance(error, WorkerConnectError):  # else it never got the task
+        if not isinstance(error, WorkerConnectError | TaskRefusedError):  # else nobody ran it
             task.failures += 1
         if task.failures > self._options.task_retries:
             raise WorkerLostError(
@@ -429,16 +432,20 @@ class Scheduler:
                 f"times and each time a worker was lost; the last time: {error}",
                 url=error.url,
             ) from error
-        if any(worker.url not in self._lost for worker in self._workers):
+        if any(worker.url not in {**self._refusing, **self._lost} for worker in self._workers):
             # With nobody left the query fails, and its error says it all.
             _log.warning("query %s: %s", self.query, error)
 
     def lose(self, error: ResolverError) -> None:
-        """Count the worker that ``error`` names as gone for the rest of the query."""
+        """Count the worker that ``error`` names as gone for the rest of the query.
+
+        One that only refuses tasks gets no more of them, and its outputs stay in use.
+        """
         with self._lock:
             if self._is_over:
                 raise error
-            self._lost.setdefault(str(error.url), error)
+            gone = self._refusing if isinstance(error, TaskRefusedError) else self._lost
+            gone.setdefault(str(error.url), error)
 
 
 _POLL: Final = 2.0  # seconds
