@@ -83,15 +83,8 @@ class StageRun:
         return self.stage.number
 
     def measured(self) -> Measured:
-        reports = [task.output.report for task in self.tasks if task.output is not None]
-        partitions = [partition for report in reports for partition in report.partitions]
-        alike = len({len(report.nodes) for report in reports}) == 1
-        nodes = zip(*(report.nodes for report in reports), strict=True) if alike else ()
-        return Measured(
-            sum(p.rows for p in partitions),
-            sum(p.bytes for p in partitions),
-            max((sum(node.rows for node in same) for same in nodes), default=0),
-        )
+        """What there is now, of whichever attempts: a matter of size, not of rows."""
+        return _measured([task.output for task in self.tasks if task.output is not None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +189,9 @@ class Scheduler:
         """``tree`` after what is known now; what it reads is put into ``runs``, or prepared."""
         adapted = adapt(
             tree,
-            {number: run.measured() for number, run in runs.items()},
+            # A join is left out if its build side has no rows. Of mixed attempts, none may
+            # have any though every one of them as a whole would have some.
+            {number: _measured(self._made(run.tasks).values()) for number, run in runs.items()},
             {
                 # Its repartition was the shuffle that is not needed.
                 number: probe.tree.children[0]
@@ -343,18 +338,21 @@ class Scheduler:
         """What ``tree`` reads, all of it there and made from one another."""
         leaves = [leaf for leaf in tree.walk() if leaf.source is not None]
         needed = {leaf.source.number for leaf in leaves if leaf.source is not None}
-        producers = [task for number in sorted(needed) for task in run.inputs[number].tasks]
-        while True:
-            # Looked at once: others may be making some of these again at the same time.
-            outputs = {task: task.output for task in producers}
-            stale = [task for task, output in outputs.items() if not self._is_usable(output, task)]
-            if not stale:
-                break
-            # Making one again can make another stale; hence the loop.
-            call_all([functools.partial(self._ensure, task) for task in stale], name="again")
-        there = {task: output for task, output in outputs.items() if output is not None}
+        there = self._made(task for number in sorted(needed) for task in run.inputs[number].tasks)
         inputs = tuple(_stage_input(leaf, run, there) for leaf in leaves)
         return inputs, tuple((task, output.key) for task, output in there.items())
+
+    def _made(self, tasks: Iterable[TaskRun]) -> dict[TaskRun, _Output]:
+        """The outputs of ``tasks``, all of them there and made from one another."""
+        outputs: dict[TaskRun, _Output | None] = dict.fromkeys(tasks)
+        while True:
+            # Looked at once: others may be making some of these again at the same time.
+            outputs = {task: task.output for task in outputs}
+            stale = [task for task, output in outputs.items() if not self._is_usable(output, task)]
+            if not stale:
+                return {task: output for task, output in outputs.items() if output is not None}
+            # Making one again can make another stale; hence the loop.
+            call_all([functools.partial(self._ensure, task) for task in stale], name="again")
 
     def is_current(self, read: Iterable[tuple[TaskRun, _wire.OutputKey]]) -> bool:
         """Whether these outputs are still in use, and all that they were made from."""
@@ -469,6 +467,18 @@ def _replaced(tree: Tree, trees: Mapping[int, Tree]) -> Tree:
     if tree.source is not None:
         return trees.get(tree.source.number, tree)
     return tree.over(*(_replaced(child, trees) for child in tree.children))
+
+
+def _measured(outputs: Collection[_Output]) -> Measured:
+    reports = [output.report for output in outputs]
+    partitions = [partition for report in reports for partition in report.partitions]
+    alike = len({len(report.nodes) for report in reports}) == 1
+    nodes = zip(*(report.nodes for report in reports), strict=True) if alike else ()
+    return Measured(
+        sum(p.rows for p in partitions),
+        sum(p.bytes for p in partitions),
+        max((sum(node.rows for node in same) for same in nodes), default=0),
+    )
 
 
 def _is_latest(task: TaskRun, key: _wire.OutputKey) -> bool:

@@ -7,6 +7,7 @@ reads is looked at.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
@@ -111,7 +112,7 @@ def sources(requests):
                 yield from partition
 
 
-def scheduled(calls, workers, number=100, **options):
+def scheduled(calls, workers, number=100, empty=lambda tree: tree, **options):
     options = {"task_retries": 1_000, **options}
     return Scheduler(
         QUERY,
@@ -120,7 +121,7 @@ def scheduled(calls, workers, number=100, **options):
         options=DistributedOptions(**options),
         settings={},
         passthrough=(),
-        empty=lambda tree: tree,
+        empty=empty,
         first_new_number=number,
         report=calls.report,
     )
@@ -341,6 +342,53 @@ def test_an_output_that_was_made_again_is_no_longer_current(nodes):
     scheduler._ensure(first.tasks[2])
     assert first.tasks[2].attempts == 2
     assert not scheduler.is_current(read)
+
+
+@dataclass
+class RestlessCalls(FakeCalls):
+    """Stage 1 has one row, which its first attempt gives to one task of stage 2, its next to another."""
+
+    first_is_done: threading.Event = field(default_factory=threading.Event)
+
+    def run_task(self, url, request, time_limit):
+        key = request.output
+        if (key.stage, key.task, key.attempt) == (2, 1, 0):
+            assert self.first_is_done.wait(10)
+            (lost, *_) = (s.url for s in sources([request.inputs]))
+            with self.lock:
+                self.held.pop(lost, None)
+                self.dead.add(lost)
+        report = super().run_task(url, request, time_limit)
+        if key.stage == 2 and key.task == 0:
+            self.first_is_done.set()
+        return report
+
+    def _report(self, request):
+        report = super()._report(request)
+        if request.output.stage != 2:
+            return report
+        (made_from,) = {s.output.attempt for s in sources([request.inputs])}
+        rows = int(request.output.task == (1 if made_from == 0 else 0))
+        parts = tuple(PartitionReport(rows, rows, rows * 100) for _ in report.partitions)
+        return dataclasses.replace(report, partitions=parts, files=((),) * len(parts))
+
+
+def test_of_mixed_attempts_nothing_is_taken_for_empty(nodes):
+    """Each task of the build side had no row of the attempt that it read, yet there always is one."""
+    stages = Stages(nodes)
+    first = stages.stage(SHUFFLE, partitions=2)
+    build = stages.stage(BROADCAST, first)
+    calls = RestlessCalls(RunReport())
+    taken_for_empty = []
+
+    def empty(tree):
+        taken_for_empty.append(tree)
+        return tree
+
+    scheduler = scheduled(calls, URLS[:3], empty=empty, **{**SPREAD, "files_per_task": 3})
+    run_head(scheduler, calls, stages.head(stages.stage(COALESCE, build)))
+    assert calls.report.retries
+    assert not taken_for_empty
 
 
 def test_without_workers_an_error_names_them_all(nodes):
