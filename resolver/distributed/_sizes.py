@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["Measured", "is_tiny", "rows_and_bytes", "task_count"]
 
 _ROW_BY_ROW: Final = frozenset({"coalesce_batches", "cooperative", "filter", "projection"})
-_MAY_DIFFER: Final = re.compile(r"\b[a-z_]\w*\(|\bfetch=")
-"""In a node's line: any function may be a volatile one, such as ``random()``."""
+_CAST: Final = re.compile(r"\b(?:TRY_)?CAST\(")
+_MAY_DIFFER: Final = re.compile(r"[^\s(\[,]\(|\bfetch=")
+"""In a node's line, casts aside: any function may be a volatile one, such as ``random()``."""
 _LEAST_ROW: Final = 8  # bytes of a row in memory, at least
 
 
@@ -43,10 +44,10 @@ def is_tiny(stage: Stage, options: DistributedOptions) -> bool:
     below = list(stage.tree.children[0].walk())
     if not all(tree.node.is_scan or tree.kind in _ROW_BY_ROW for tree in below):
         return False
-    if any(_MAY_DIFFER.search(tree.line) for tree in below if not tree.node.is_scan):
+    if any(_MAY_DIFFER.search(_CAST.sub(" ", _computed(tree))) for tree in below):
         return False
     scans = [tree for tree in below if tree.node.is_scan]
-    if any(", limit=" in scan.line for scan in scans):
+    if any(scan.node.fetch is not None for scan in scans):
         return False  # which rows those are is up to whoever reads
     limit = min(options.scan_bytes_per_task, options.broadcast_threshold)
     rows = [scan.node.file_rows for scan in scans]
@@ -55,6 +56,11 @@ def is_tiny(stage: Stage, options: DistributedOptions) -> bool:
         count is not None and count * _LEAST_ROW <= limit and scan.node.file_bytes <= limit
         for count, scan in zip(rows, scans, strict=True)
     )
+
+
+def _computed(tree: Tree) -> str:
+    """What of a node's line may call a function: of a scan, not the paths."""
+    return tree.line.partition(", projection=")[2] if tree.node.is_scan else tree.line
 
 
 def rows_and_bytes(measured: Mapping[int, Measured], tree: Tree) -> Measured:

@@ -13,7 +13,7 @@ from resolver.distributed import DistributedPhysicalOptimizerRule
 from resolver.distributed._adapt import adapt, read_by_every_task, waits_for_build_side
 from resolver.distributed._options import DistributedOptions
 from resolver.distributed._plan_proto import JoinType
-from resolver.distributed._sizes import Measured, task_count
+from resolver.distributed._sizes import Measured, is_tiny, task_count
 from resolver.distributed._tree import Boundary, Share
 from resolver.distributed._workers import WorkerSlots
 
@@ -296,6 +296,7 @@ def test_a_build_side_of_small_files_is_read_by_every_task(planning):
         (SMALL_BUILD.replace("JOIN", "LEFT JOIN"), {}),
         # Every task would see other rows.
         (SMALL_BUILD.replace("nation ", "(SELECT * FROM nation WHERE random() < 0.5) "), {}),
+        (SMALL_BUILD.replace("nation ", "(SELECT *, random() AS r FROM nation) "), {}),
         (SMALL_BUILD.replace("nation ", "(SELECT * FROM nation LIMIT 7) "), {}),
     ],
 )
@@ -305,6 +306,20 @@ def test_a_build_side_is_a_stage_where_reading_it_everywhere_is_not_the_same(
     _, build, _, spared, result = settled(planning, query, **options)
     assert not spared
     assert build.number in [leaf.source.number for leaf in result.tree.walk() if leaf.source]
+
+
+def test_any_function_may_be_a_volatile_one_but_a_cast_is_not(planning):
+    query = SMALL_BUILD.replace(
+        "nation ", "(SELECT *, CAST(n_regionkey AS DOUBLE) AS r FROM nation) "
+    )
+    _, build, _ = joined(planning, query)
+    assert is_tiny(build, DistributedOptions())
+
+    def calling(tree):
+        line = tree.line.replace("CAST(", "Lucky(")
+        return dataclasses.replace(tree, line=line, children=tuple(map(calling, tree.children)))
+
+    assert not is_tiny(dataclasses.replace(build, tree=calling(build.tree)), DistributedOptions())
 
 
 def test_a_small_build_side_is_a_stage_where_the_division_is_relied_on(planning):

@@ -97,6 +97,12 @@ FOUND = {
             SELECT x.c FROM (SELECT * FROM u WHERE c = 0 AND a IS NOT NULL) x
             LEFT ANTI JOIN t y ON x.a = y.a AND x.b <> y.b AND y.c = 5 LIMIT 3
         )""",
+    # Read by every task, each row had as many values as there were tasks.
+    "a build side of random values": """
+        SELECT count(*) <= 90 AND sum(c) > 0 FROM (
+            SELECT x.r, sum(y.c) AS c FROM (SELECT a, random() AS r FROM v) x
+            JOIN t y ON x.a = y.a GROUP BY x.r
+        )""",
     # A scan of nothing declares no order, on which a window insists.
     "a window over a join of nothing": """
         SELECT b, sum(c) OVER (PARTITION BY a ORDER BY b, c) FROM (
