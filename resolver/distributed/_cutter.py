@@ -65,6 +65,21 @@ _REASONS: Final = {
 }
 _NOT_UNDERSTOOD: Final = "this kind of node is not distributed"
 
+_KEEPS_ORDER: Final = frozenset(
+    {
+        "aggregate",
+        "buffer",
+        "coalesce_batches",
+        "cooperative",
+        "filter",
+        "global_limit",
+        "local_limit",
+        "projection",
+        "window",
+    }
+)
+"""Kinds of nodes that may pass on the order of their input; joins that of their right one."""
+
 _DIRECTION: Final = re.compile(r"\b(ASC|DESC) NULLS (FIRST|LAST)\b")
 _NEEDS_ONE_PARTITION: Final = frozenset({AggregateMode.FINAL, AggregateMode.SINGLE})
 
@@ -194,12 +209,15 @@ def _check_partitions(tree: Tree) -> None:
 
 
 def _check_keys_are_sorted(window: Tree) -> None:
-    """A column that a filter makes constant is in no sort; of stage output nobody knows that."""
+    """A column that is known to be constant is in no sort; of stage output nobody knows it.
+
+    A worker's DataFusion would refuse to run the window. Whether all of its keys are in the
+    sort that it relies on is told by their number: in between they may change their places.
+    """
+    node = window.node
+    needed = {*node.partition_keys, *(k for f in node.window_functions for k in f.order_keys)}
     (below,) = window.children
-    while below.kind == "window":
-        (below,) = below.children
-    if below.kind != "sort" and below.source is None:
-        return
-    keys = () if below.source is not None else below.node.sort_keys
-    if {*window.node.partition_keys} - {*keys} and any(leaf.source for leaf in below.walk()):
-        raise TreeError(f"{window.name}: its rows are in the order of keys that are constant")
+    while (is_join := "join" in below.kind) or below.kind in _KEEPS_ORDER or below.keeps_order:
+        below = below.children[-1 if is_join else 0]
+    if len(below.node.sort_keys) < len(needed) and any(leaf.source for leaf in below.walk()):
+        raise TreeError(f"{window.name}: it relies on keys that are constant, unknown to a worker")

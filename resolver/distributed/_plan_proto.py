@@ -46,7 +46,11 @@ _MESSAGES: Final[dict[str, tuple[_Field, ...]]] = {
     "Unary": (("input", 1, "child", False),),
     "Limited": (("input", 1, "child", False), ("fetch", 2, "int64", False)),
     "GlobalLimit": (("input", 1, "child", False), ("fetch", 3, "int64", False)),
-    "Merge": (("input", 1, "child", False), ("fetch", 3, "int64", False)),
+    "Merge": (
+        ("input", 1, "child", False),
+        ("keys", 2, "SortExpression", True),
+        ("fetch", 3, "int64", False),
+    ),
     "Binary": (("left", 1, "child", False), ("right", 2, "child", False)),
     "Many": (("inputs", 1, "child", True),),
     "Extension": (("inputs", 2, "child", True),),
@@ -248,11 +252,13 @@ class FileEntry:
 class WindowFunction:
     """One function of a window node. ``name`` tells how it was asked for, ``order`` how it runs.
 
-    ``order`` has (ascending, NULLs first) for each of its ORDER BY.
+    ``order`` has (ascending, NULLs first) for each of its ORDER BY, ``order_keys`` what it
+    orders by, encoded.
     """
 
     name: str
     order: tuple[tuple[bool, bool], ...]
+    order_keys: tuple[bytes, ...]
 
 
 # A Python function in a plan: this, a version, the interpreter's, and a pickle that begins
@@ -427,13 +433,19 @@ class PlanNode:
     def window_functions(self) -> tuple[WindowFunction, ...]:
         """What a window node computes."""
         return tuple(
-            WindowFunction(each.name, tuple((k.ascending, k.nulls_first) for k in each.order_by))
+            WindowFunction(
+                each.name,
+                tuple((key.ascending, key.nulls_first) for key in each.order_by),
+                tuple(key.expression for key in each.order_by),
+            )
             for each in self._body().functions
         )
 
     @property
     def sort_keys(self) -> tuple[bytes, ...]:
-        """What a sort orders by, encoded."""
+        """What a sort or a merge orders by, encoded; of any other node nothing."""
+        if self.kind not in {"sort", "sort_preserving_merge"}:
+            return ()
         return tuple(key.sort.expression for key in self._body().keys)
 
     @property

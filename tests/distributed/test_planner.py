@@ -188,6 +188,27 @@ def test_a_window_over_what_a_filter_made_constant_is_left_alone(planning, order
     assert "constant" in distribute(planning, query).reason
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        "(SELECT * FROM lineitem WHERE l_suppkey = 3 ORDER BY l_comment LIMIT 9)",
+        "lineitem JOIN (SELECT max(n_nationkey) AS n FROM nation WHERE n_regionkey = 1) ON n = l_suppkey",
+    ],
+)
+def test_so_is_one_over_what_a_limit_or_a_join_makes_constant(planning, table):
+    query = f"SELECT {SUM} ORDER BY l_comment) FROM {table}"
+    assert "constant" in distribute(planning, query).reason
+
+
+def test_a_window_over_a_window_or_a_join_finds_its_order_below(planning):
+    for query in (
+        f"SELECT {SUM} ORDER BY l_comment), {LAG} DESC, l_tax), {LAG}, l_tax) FROM lineitem",
+        f"SELECT {SUM} ORDER BY l_comment) FROM supplier JOIN lineitem ON s_suppkey = l_suppkey",
+        f"SELECT *, {SUM} ORDER BY l_comment) FROM (SELECT *, {LAG}) FROM lineitem) WHERE l_tax > 0",
+    ):
+        assert isinstance(distribute(planning, query), DistributedPlan), query
+
+
 def test_without_workers_nothing_is_cut(planning):
     plan = distribute(planning, "SELECT count(l_tax) FROM lineitem WHERE l_tax > 0", [])
     assert "names no workers" in plan.reason
