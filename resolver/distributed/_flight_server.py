@@ -167,15 +167,20 @@ class FlightServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
             except QueryReleasedError:  # while the session was built
                 self._sessions.forget(query)
                 raise
-            report = run_task(
-                request,
-                _context_of(state, request),
-                self._exchange,
-                is_cancelled,
-                resolver=state.channel_resolver,
-                headers=headers,
-                allow_python_udfs=self._worker.allow_python_udfs,
-            )
+            try:
+                report = run_task(
+                    request,
+                    _context_of(state, request),
+                    self._exchange,
+                    is_cancelled,
+                    resolver=state.channel_resolver,
+                    headers=headers,
+                    allow_python_udfs=self._worker.allow_python_udfs,
+                )
+            except BaseException:
+                # With the query's files gone, a plan fails in words that blame the plan.
+                self._exchange.check_running(query)
+                raise
             return report.to_bytes()
 
         self._exchange.touch(query, request.lease, ahead=request.wait)
