@@ -153,8 +153,11 @@ def input_of(stage: Stage) -> Tree:
 
 
 def _is_gathered(tree: Tree) -> bool:
-    """Whether all its rows are brought into one partition and then only projected."""
-    while tree.kind == "projection":
+    """Whether all its rows are brought into one partition and then only projected.
+
+    By each task anew: to the same values, that is.
+    """
+    while tree.kind == "projection" and not tree.may_be_volatile:
         (tree,) = tree.children
     return tree.kind == "coalesce_partitions" and tree.node.fetch is None
 

@@ -7,7 +7,6 @@ Sizes of stage output are measured, sizes of files are known. Which join runs ho
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Measured", "is_tiny", "rows_and_bytes", "task_count"]
 
 _ROW_BY_ROW: Final = frozenset({"coalesce_batches", "cooperative", "filter", "projection"})
-_CAST: Final = re.compile(r"\b(?:TRY_)?CAST\(")
-_MAY_DIFFER: Final = re.compile(r"[^\s(\[,]\(|\bfetch=")
-"""In a node's line, casts aside: any function may be a volatile one, such as ``random()``."""
 _LEAST_ROW: Final = 8  # bytes of a row in memory, at least
 
 
@@ -44,11 +40,11 @@ def is_tiny(stage: Stage, options: DistributedOptions) -> bool:
     below = list(stage.tree.children[0].walk())
     if not all(tree.node.is_scan or tree.kind in _ROW_BY_ROW for tree in below):
         return False
-    if any(_MAY_DIFFER.search(_CAST.sub(" ", _computed(tree))) for tree in below):
+    if any(tree.may_be_volatile for tree in below):
         return False
-    scans = [tree for tree in below if tree.node.is_scan]
-    if any(scan.node.fetch is not None for scan in scans):
+    if any(tree.node.fetch is not None or ", fetch=" in tree.line for tree in below):
         return False  # which rows those are is up to whoever reads
+    scans = [tree for tree in below if tree.node.is_scan]
     limit = min(options.scan_bytes_per_task, options.broadcast_threshold)
     rows = [scan.node.file_rows for scan in scans]
     # Of a well compressed file the size tells little: many rows of the same are few bytes.
@@ -56,11 +52,6 @@ def is_tiny(stage: Stage, options: DistributedOptions) -> bool:
         count is not None and count * _LEAST_ROW <= limit and scan.node.file_bytes <= limit
         for count, scan in zip(rows, scans, strict=True)
     )
-
-
-def _computed(tree: Tree) -> str:
-    """What of a node's line may call a function: of a scan, not the paths."""
-    return tree.line.partition(", projection=")[2] if tree.node.is_scan else tree.line
 
 
 def rows_and_bytes(measured: Mapping[int, Measured], tree: Tree) -> Measured:

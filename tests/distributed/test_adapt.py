@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 
 import pytest
 from hypothesis import given
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 
 from resolver.distributed import DistributedPhysicalOptimizerRule
 from resolver.distributed._adapt import adapt, read_by_every_task, waits_for_build_side
+from resolver.distributed._cutter import cut
 from resolver.distributed._options import DistributedOptions
-from resolver.distributed._plan_proto import JoinType
+from resolver.distributed._plan_proto import JoinType, PlanNode
 from resolver.distributed._sizes import Measured, is_tiny, task_count
-from resolver.distributed._tree import Boundary, Share
+from resolver.distributed._tree import Boundary, Share, tree_of
 from resolver.distributed._workers import WorkerSlots
 
 WORKERS = [WorkerSlots(f"http://127.0.0.1:{port}", 1) for port in (1, 2, 3)]
@@ -246,6 +248,21 @@ def test_columns_of_a_gathered_build_side_are_named_in_every_task(planning):
     assert build.source is not None
     assert build.source.boundary is Boundary.BROADCAST
     assert build.source.tree.partitions > 1
+
+
+def test_values_that_every_task_would_make_up_are_made_before(planning):
+    query = "SELECT * FROM customer JOIN orders ON c_custkey * 0.5 > o_custkey + 3.5"
+    plan = planning.sql(query).execution_plan()
+    root = tree_of(plan, PlanNode.parse(plan.to_bytes(planning)))
+
+    def lucky(tree):
+        line = re.sub(r"\S+ as join_proj_push_down_1", "lucky() as x", tree.line)
+        return dataclasses.replace(tree, line=line, children=tuple(map(lucky, tree.children)))
+
+    for tree, kind in ((root, "projection"), (lucky(root), "stage_input")):
+        trees = [tree for stage in cut(tree).walk() for tree in stage.tree.walk()]
+        join = next(tree for tree in trees if tree.kind == "nested_loop_join")
+        assert join.children[0].kind == kind
 
 
 SMALL_BUILD = "SELECT * FROM nation JOIN customer ON n_nationkey = c_nationkey"
