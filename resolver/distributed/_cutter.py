@@ -212,15 +212,22 @@ def _check_partitions(tree: Tree) -> None:
 
 
 def _check_keys_are_sorted(window: Tree) -> None:
-    """A column that is known to be constant is in no sort; of stage output nobody knows it.
+    """A column that is known to be constant, or equal to another, need not be in a sort.
 
-    A worker's DataFusion would refuse to run the window. Whether all of its keys are in the
-    sort that it relies on is told by their number: in between they may change their places.
+    Of stage output nobody knows it, and a worker's DataFusion would refuse to run the
+    window. Whether its keys are in the sort that it relies on is told by their number:
+    in between they may change their places.
     """
     node = window.node
     needed = {*node.partition_keys, *(k for f in node.window_functions for k in f.order_keys)}
     (below,) = window.children
     while (is_join := "join" in below.kind) or below.kind in _KEEPS_ORDER or below.keeps_order:
         below = below.children[-1 if is_join else 0]
-    if len(below.node.sort_keys) < len(needed) and any(leaf.source for leaf in below.walk()):
-        raise TreeError(f"{window.name}: it relies on keys that are constant, unknown to a worker")
+    keys = below.node.sort_keys
+    short = len(keys) < len(needed) and any(leaf.source for leaf in below.walk())
+    if below is window.children[0] and any(child.source for child in below.children):
+        short = not {*node.partition_keys} <= {*keys}
+    if short:
+        raise TreeError(
+            f"{window.name}: it relies on columns that are constant or equal, unknown to a worker"
+        )

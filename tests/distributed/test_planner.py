@@ -195,9 +195,17 @@ def test_a_window_over_what_a_filter_made_constant_is_left_alone(planning, order
         "lineitem JOIN (SELECT max(n_nationkey) AS n FROM nation WHERE n_regionkey = 1) ON n = l_suppkey",
     ],
 )
-def test_so_is_one_over_what_a_limit_or_a_join_makes_constant(planning, table):
+def test_so_is_one_over_what_else_makes_columns_constant_or_equal(planning, table):
     query = f"SELECT {SUM} ORDER BY l_comment) FROM {table}"
     assert "constant" in distribute(planning, query).reason
+
+
+def test_so_is_one_over_columns_that_a_filter_makes_equal(planning):
+    query = (
+        "SELECT sum(l_tax) OVER (PARTITION BY l_linenumber, l_suppkey ORDER BY l_comment) "
+        "FROM lineitem WHERE l_linenumber = l_suppkey"
+    )
+    assert "equal" in distribute(planning, query).reason
 
 
 def test_a_window_over_a_window_or_a_join_finds_its_order_below(planning):
