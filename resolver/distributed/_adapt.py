@@ -187,8 +187,11 @@ class _Adapter:
         return tree.over(*(self.adapt(child, free=below) for child in tree.children))
 
     def _empty_build_side(self, join: Tree) -> Stage | None:
-        """The stage without rows, without which ``join`` has none."""
-        if not (join.collects_left or join.node.is_partitioned_join):
+        """The stage without rows, without which ``join`` has none.
+
+        Not where what is above may insist on an order, which no scan of nothing declares.
+        """
+        if not (join.collects_left or join.node.is_partitioned_join) or join.may_be_sorted:
             return None
         build = join.children[0]
         while build.kind == "projection":

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ._inputs import Headers
 
-__all__ = ["WorkerCalls", "worker_info"]
+__all__ = ["TaskRefusedError", "WorkerCalls", "worker_info"]
 
 _T = TypeVar("_T")
 
@@ -37,6 +37,10 @@ POLL: Final = 2.0
 """Seconds for which a worker is asked to wait for a task before it answers."""
 
 _RELEASE_TIMEOUT: Final = 1.0  # seconds
+
+
+class TaskRefusedError(WorkerLostError):
+    """The worker takes no more tasks; it lives on and keeps what it has."""
 
 
 class WorkerCalls:
@@ -58,8 +62,8 @@ class WorkerCalls:
         """Run a task to its end. ``time_limit`` is in seconds, 0 for none.
 
         Raises ``TaskFailedError`` with the plan's own message, ``InputLostError``,
-        ``WorkerConnectError`` when the worker cannot have got the task, and
-        ``WorkerLostError`` when it may have.
+        ``WorkerConnectError`` when the worker cannot have got the task, ``TaskRefusedError``
+        when it did not take it, and ``WorkerLostError`` when it may have.
         """
         started = time.monotonic()
         data = self._act(url, _wire.EXECUTE_TASK, request.to_bytes(), request.wait)
@@ -114,11 +118,15 @@ class WorkerCalls:
                 url=url,
             ) from error
         except flight.FlightServerError as error:
-            lost = _lost_input(error)
+            lost = _said(error, "lost")
             if lost is not None:
-                raise InputLostError(_message(error), url=lost) from error
+                raise InputLostError(_message(error), url=str(lost)) from error
             raise TaskFailedError(_message(error), url=url) from error
         except (flight.FlightError, pa.ArrowKeyError, EOFError) as error:
+            if _said(error, "refused"):
+                raise TaskRefusedError(
+                    f"worker {url} refused a task: {_message(error)}", url=url
+                ) from error
             # Silent, gone, going, or restarted and empty: not to be used now.
             raise WorkerLostError(f"worker {url} was lost: {_message(error)}", url=url) from error
         except pa.ArrowException as error:
@@ -146,10 +154,10 @@ def _act(
     return data
 
 
-def _lost_input(error: flight.FlightServerError) -> str | None:
-    """The URL of the worker that a task could not read from, if that is why it failed."""
+def _said(error: BaseException, what: str) -> object:
+    """What a worker's error says beyond its message, if it does."""
     try:
-        return str(json.loads(error.extra_info)["lost"])
+        return json.loads(getattr(error, "extra_info", b""))[what]
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -12,6 +12,7 @@ A node is cut apart only if it is known to mean the same then. Everything else r
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Final
 
 from ._plan_proto import AggregateMode, PlanNode
@@ -64,6 +65,22 @@ _REASONS: Final = {
 }
 _NOT_UNDERSTOOD: Final = "this kind of node is not distributed"
 
+_KEEPS_ORDER: Final = frozenset(
+    {
+        "aggregate",
+        "buffer",
+        "coalesce_batches",
+        "cooperative",
+        "filter",
+        "global_limit",
+        "local_limit",
+        "projection",
+        "window",
+    }
+)
+"""Kinds of nodes that may pass on the order of their input; joins that of their right one."""
+
+_DIRECTION: Final = re.compile(r"\b(ASC|DESC) NULLS (FIRST|LAST)\b")
 _NEEDS_ONE_PARTITION: Final = frozenset({AggregateMode.FINAL, AggregateMode.SINGLE})
 
 
@@ -136,10 +153,13 @@ def input_of(stage: Stage) -> Tree:
 
 
 def _is_gathered(tree: Tree) -> bool:
-    """Whether all its rows are brought into one partition and then only projected."""
-    while tree.kind == "projection":
+    """Whether all its rows are brought into one partition and then only projected.
+
+    By each task anew: to the same values, that is.
+    """
+    while tree.kind == "projection" and not tree.may_be_volatile:
         (tree,) = tree.children
-    return tree.kind == "coalesce_partitions" and not tree.node.has_fetch
+    return tree.kind == "coalesce_partitions" and tree.node.fetch is None
 
 
 def _check(tree: Tree) -> None:
@@ -156,6 +176,24 @@ def _check(tree: Tree) -> None:
         # Their partial states bear the names of what they are ordered by; two may share
         # one, and stage output is read by name.
         raise TreeError("AggregateExec: more than one aggregate with an ORDER BY of its own")
+    if node.kind == "window":
+        _check_window(tree)
+
+
+def _check_window(tree: Tree) -> None:
+    """Refuse functions of which the encoding loses something; only their names tell it."""
+    for function in tree.node.window_functions:
+        for lost in ("FILTER (WHERE", "IGNORE NULLS"):
+            if lost in function.name:
+                raise TreeError(
+                    f"{tree.name}: a worker would not know of its {lost.split(' (')[0]}"
+                )
+        # Over rows in the opposite order DataFusion runs lag() as lead(), but still says lag.
+        asked = [
+            (way == "ASC", nulls == "FIRST") for way, nulls in _DIRECTION.findall(function.name)
+        ]
+        if asked != list(function.order):
+            raise TreeError(f"{tree.name}: it computes a function backwards, unknown to a worker")
 
 
 def _check_partitions(tree: Tree) -> None:
@@ -169,3 +207,27 @@ def _check_partitions(tree: Tree) -> None:
     )
     if needs_one and tree.children[0].partitions != 1:
         raise TreeError(f"{tree.name}: it needs all rows in one partition")
+    if node.is_partitioned_window and ("mode=[Sorted]" in tree.line or "mode=" not in tree.line):
+        _check_keys_are_sorted(tree)
+
+
+def _check_keys_are_sorted(window: Tree) -> None:
+    """A column that is known to be constant, or equal to another, need not be in a sort.
+
+    Of stage output nobody knows it, and a worker's DataFusion would refuse to run the
+    window. Whether its keys are in the sort that it relies on is told by their number:
+    in between they may change their places.
+    """
+    node = window.node
+    needed = {*node.partition_keys, *(k for f in node.window_functions for k in f.order_keys)}
+    (below,) = window.children
+    while (is_join := "join" in below.kind) or below.kind in _KEEPS_ORDER or below.keeps_order:
+        below = below.children[-1 if is_join else 0]
+    keys = below.node.sort_keys
+    short = len(keys) < len(needed) and any(leaf.source for leaf in below.walk())
+    if below is window.children[0] and any(child.source for child in below.children):
+        short = not {*node.partition_keys} <= {*keys}
+    if short:
+        raise TreeError(
+            f"{window.name}: it relies on columns that are constant or equal, unknown to a worker"
+        )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ._listen import Guard, ListenAddress
-    from ._worker_calls import WorkerCalls
+    from ._worker_calls import CallHandlers
 
 __all__ = ["Listener"]
 
@@ -32,7 +32,7 @@ _RELEASE_PATIENCE: Final = 10.0  # seconds after which somebody else must have t
 class FlightServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has no types
     """Passes calls on, from the moment it is made until ``shutdown()``."""
 
-    def __init__(self, location: str, calls: WorkerCalls, options: dict[str, Any]) -> None:
+    def __init__(self, location: str, calls: CallHandlers, options: dict[str, Any]) -> None:
         self._calls = calls
         super().__init__(location, **options)  # calls may come from here on
 
@@ -63,7 +63,7 @@ class Listener:
     listened on.
     """
 
-    def __init__(self, calls: WorkerCalls, address: ListenAddress, guard: Guard) -> None:
+    def __init__(self, calls: CallHandlers, address: ListenAddress, guard: Guard) -> None:
         self._calls = calls
         self._address = address
         self._guard = guard

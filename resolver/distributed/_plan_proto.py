@@ -30,6 +30,7 @@ __all__ = [
     "JoinType",
     "PlanDecodeError",
     "PlanNode",
+    "WindowFunction",
     "python_functions",
 ]
 
@@ -44,7 +45,12 @@ _MESSAGES: Final[dict[str, tuple[_Field, ...]]] = {
     "Opaque": (),
     "Unary": (("input", 1, "child", False),),
     "Limited": (("input", 1, "child", False), ("fetch", 2, "int64", False)),
-    "Merge": (("input", 1, "child", False), ("fetch", 3, "int64", False)),
+    "GlobalLimit": (("input", 1, "child", False), ("fetch", 3, "int64", False)),
+    "Merge": (
+        ("input", 1, "child", False),
+        ("keys", 2, "SortExpression", True),
+        ("fetch", 3, "int64", False),
+    ),
     "Binary": (("left", 1, "child", False), ("right", 2, "child", False)),
     "Many": (("inputs", 1, "child", True),),
     "Extension": (("inputs", 2, "child", True),),
@@ -58,11 +64,23 @@ _MESSAGES: Final[dict[str, tuple[_Field, ...]]] = {
     ),
     "Sort": (
         ("input", 1, "child", False),
+        ("keys", 2, "SortExpression", True),
         ("fetch", 3, "int64", False),
         ("preserve_partitioning", 4, "bool", False),
         ("dynamic_filter", 5, "bytes", False),
     ),
-    "Window": (("input", 1, "child", False), ("partition_keys", 5, "bytes", True)),
+    "SortExpression": (("sort", 10, "SortKey", False),),
+    "SortKey": (
+        ("expression", 1, "bytes", False),
+        ("ascending", 2, "bool", False),
+        ("nulls_first", 3, "bool", False),
+    ),
+    "Window": (
+        ("input", 1, "child", False),
+        ("functions", 2, "WindowFunction", True),
+        ("partition_keys", 5, "bytes", True),
+    ),
+    "WindowFunction": (("order_by", 6, "SortKey", True), ("name", 8, "string", False)),
     "HashJoin": (
         ("left", 1, "child", False),
         ("right", 2, "child", False),
@@ -73,6 +91,7 @@ _MESSAGES: Final[dict[str, tuple[_Field, ...]]] = {
         ("projection", 9, "bytes", False),  # numbers, packed
         ("null_aware", 10, "bool", False),
         ("dynamic_filter", 11, "bytes", False),
+        ("fetch", 12, "uint64", False),
     ),
     "NestedLoopJoin": (
         ("left", 1, "child", False),
@@ -103,8 +122,10 @@ _MESSAGES: Final[dict[str, tuple[_Field, ...]]] = {
     "Statistics": (("rows", 1, "Precision", False),),
     "Precision": (("info", 1, "int32", False), ("value", 2, "Scalar", False)),
     "Scalar": (("uint64", 11, "uint64", False),),
+    "ScanLimit": (("limit", 1, "uint64", False),),
     "ScanConf": (
         ("file_groups", 1, "FileGroup", True),
+        ("limit", 5, "ScanLimit", False),
         ("statistics", 6, "Statistics", False),
         ("object_store_url", 8, "string", False),
         ("partitioned_by_file_group", 14, "bool", False),
@@ -122,8 +143,8 @@ _KINDS: Final[dict[str, tuple[int, str]]] = {
     "csv_scan": (2, "Scan"),
     "empty": (3, "Opaque"),
     "projection": (4, "Projection"),
-    "global_limit": (6, "Unary"),
-    "local_limit": (7, "Unary"),
+    "global_limit": (6, "GlobalLimit"),
+    "local_limit": (7, "Limited"),
     "aggregate": (8, "Aggregate"),
     "hash_join": (9, "HashJoin"),
     "sort": (10, "Sort"),
@@ -174,6 +195,12 @@ _FILTERING: Final = frozenset(
     if any(name == "dynamic_filter" for name, _, _, _ in _MESSAGES[message])
 )
 
+_FETCHING: Final = frozenset(
+    kind
+    for kind, (_, message) in _KINDS.items()
+    if any(name == "fetch" for name, _, _, _ in _MESSAGES[message])
+)
+
 _JOINS: Final = frozenset({"cross_join", "hash_join", "nested_loop_join"})
 
 
@@ -219,6 +246,19 @@ class FileEntry:
     path: str
     size: int
     mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class WindowFunction:
+    """One function of a window node. ``name`` tells how it was asked for, ``order`` how it runs.
+
+    ``order`` has (ascending, NULLs first) for each of its ORDER BY, ``order_keys`` what it
+    orders by, encoded.
+    """
+
+    name: str
+    order: tuple[tuple[bool, bool], ...]
+    order_keys: tuple[bytes, ...]
 
 
 # A Python function in a plan: this, a version, the interpreter's, and a pickle that begins
@@ -385,6 +425,30 @@ class PlanNode:
         return self.kind == "repartition" and self._body().partitioning.HasField("round_robin")
 
     @property
+    def partition_keys(self) -> tuple[bytes, ...]:
+        """What a window node divides its rows by, encoded."""
+        return tuple(self._body().partition_keys)
+
+    @property
+    def window_functions(self) -> tuple[WindowFunction, ...]:
+        """What a window node computes."""
+        return tuple(
+            WindowFunction(
+                each.name,
+                tuple((key.ascending, key.nulls_first) for key in each.order_by),
+                tuple(key.expression for key in each.order_by),
+            )
+            for each in self._body().functions
+        )
+
+    @property
+    def sort_keys(self) -> tuple[bytes, ...]:
+        """What a sort or a merge orders by, encoded; of any other node nothing."""
+        if self.kind not in {"sort", "sort_preserving_merge"}:
+            return ()
+        return tuple(key.sort.expression for key in self._body().keys)
+
+    @property
     def is_hash_repartition(self) -> bool:
         return self.kind == "repartition" and self._body().partitioning.HasField("hash")
 
@@ -430,10 +494,15 @@ class PlanNode:
         return self.kind == "hash_join" and bool(self._body().null_aware)
 
     @property
-    def has_fetch(self) -> bool:
-        """A coalesce, merge or sort that also limits how many rows pass."""
-        kinds = ("coalesce_partitions", "sort_preserving_merge", "sort")
-        return self.kind in kinds and self._body().HasField("fetch")
+    def fetch(self) -> int | None:
+        """How many rows pass at most, of each partition; ``None``: not known to be limited."""
+        if self.is_scan:
+            conf = self._body().base_conf
+            return int(conf.limit.limit) if conf.HasField("limit") else None
+        if self.kind not in _FETCHING or not self._body().HasField("fetch"):
+            return None
+        fetch = int(self._body().fetch)
+        return None if fetch < 0 else fetch
 
     @property
     def file_groups(self) -> int:
@@ -526,12 +595,13 @@ class PlanNode:
     def filtering_right(self) -> PlanNode:
         """A hash join as one that keeps the rows of its right side that have its keys' partners.
 
-        Its whole left side is in every task. Conditions beyond the keys are left out.
+        Its whole left side is in every task. Conditions beyond the keys are left out, and so
+        is a limit: of the rows that pass here, the join itself may drop some.
         """
         copy = self.collecting_left()
         body = copy._body()
         body.join_type = JoinType.RIGHT_SEMI
-        for name in ("filter", "projection", "null_aware", "dynamic_filter"):
+        for name in ("filter", "projection", "null_aware", "dynamic_filter", "fetch"):
             body.ClearField(name)
         return copy
 

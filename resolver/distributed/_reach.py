@@ -63,7 +63,9 @@ def _call(
         return call(client)
     except _FROM_WORKER:
         raise
-    except (flight.FlightError, EOFError):
+    except (flight.FlightError, EOFError) as error:
+        if getattr(error, "extra_info", b""):  # the worker's own words
+            raise
         # Silent, gone or going.
         invalidate = getattr(resolver, "invalidate", None)
         if invalidate is not None and may_drop():

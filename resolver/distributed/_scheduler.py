@@ -26,6 +26,7 @@ from resolver._errors import ResolverError, WorkerConnectError
 from . import _wire
 from ._adapt import adapt, read_by_every_task, waits_for_build_side
 from ._batches import merged_schema
+from ._calls import TaskRefusedError
 from ._errors import DistributedError, WorkerLostError
 from ._inputs import InputLostError
 from ._sizes import Measured, task_count
@@ -82,15 +83,8 @@ class StageRun:
         return self.stage.number
 
     def measured(self) -> Measured:
-        reports = [task.output.report for task in self.tasks if task.output is not None]
-        partitions = [partition for report in reports for partition in report.partitions]
-        alike = len({len(report.nodes) for report in reports}) == 1
-        nodes = zip(*(report.nodes for report in reports), strict=True) if alike else ()
-        return Measured(
-            sum(p.rows for p in partitions),
-            sum(p.bytes for p in partitions),
-            max((sum(node.rows for node in same) for same in nodes), default=0),
-        )
+        """What there is now, of whichever attempts: a matter of size, not of rows."""
+        return _measured([task.output for task in self.tasks if task.output is not None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +123,7 @@ class Scheduler:
         self._numbers = itertools.count(first_new_number)
         self._lock = threading.Lock()
         self._lost: dict[str, ResolverError] = {}
+        self._refusing: dict[str, ResolverError] = {}  # new tasks; their outputs count
         self._called: set[str] = set()
         self._is_over = False
 
@@ -194,7 +189,9 @@ class Scheduler:
         """``tree`` after what is known now; what it reads is put into ``runs``, or prepared."""
         adapted = adapt(
             tree,
-            {number: run.measured() for number, run in runs.items()},
+            # A join is left out if its build side has no rows. Of mixed attempts, none may
+            # have any though every one of them as a whole would have some.
+            {number: _measured(self._made(run.tasks).values()) for number, run in runs.items()},
             {
                 # Its repartition was the shuffle that is not needed.
                 number: probe.tree.children[0]
@@ -286,8 +283,9 @@ class Scheduler:
 
     def _live(self) -> list[WorkerSlots]:
         with self._lock:
-            live = [worker for worker in self._workers if worker.url not in self._lost]
-            errors = list(self._lost.values())
+            gone = {**self._refusing, **self._lost}
+        live = [worker for worker in self._workers if worker.url not in gone]
+        errors = list(gone.values())
         if not live:
             if len(errors) == 1:
                 raise errors[0]
@@ -340,18 +338,21 @@ class Scheduler:
         """What ``tree`` reads, all of it there and made from one another."""
         leaves = [leaf for leaf in tree.walk() if leaf.source is not None]
         needed = {leaf.source.number for leaf in leaves if leaf.source is not None}
-        producers = [task for number in sorted(needed) for task in run.inputs[number].tasks]
-        while True:
-            # Looked at once: others may be making some of these again at the same time.
-            outputs = {task: task.output for task in producers}
-            stale = [task for task, output in outputs.items() if not self._is_usable(output, task)]
-            if not stale:
-                break
-            # Making one again can make another stale; hence the loop.
-            call_all([functools.partial(self._ensure, task) for task in stale], name="again")
-        there = {task: output for task, output in outputs.items() if output is not None}
+        there = self._made(task for number in sorted(needed) for task in run.inputs[number].tasks)
         inputs = tuple(_stage_input(leaf, run, there) for leaf in leaves)
         return inputs, tuple((task, output.key) for task, output in there.items())
+
+    def _made(self, tasks: Iterable[TaskRun]) -> dict[TaskRun, _Output]:
+        """The outputs of ``tasks``, all of them there and made from one another."""
+        outputs: dict[TaskRun, _Output | None] = dict.fromkeys(tasks)
+        while True:
+            # Looked at once: others may be making some of these again at the same time.
+            outputs = {task: task.output for task in outputs}
+            stale = [task for task, output in outputs.items() if not self._is_usable(output, task)]
+            if not stale:
+                return {task: output for task, output in outputs.items() if output is not None}
+            # Making one again can make another stale; hence the loop.
+            call_all([functools.partial(self._ensure, task) for task in stale], name="again")
 
     def is_current(self, read: Iterable[tuple[TaskRun, _wire.OutputKey]]) -> bool:
         """Whether these outputs are still in use, and all that they were made from."""
@@ -421,7 +422,7 @@ class Scheduler:
     def _count_failure(self, task: TaskRun, error: ResolverError) -> None:
         self.lose(error)
         self._report.retried(task.stage.number, task.index, str(error))
-        if not isinstance(error, WorkerConnectError):  # else it never got the task
+        if not isinstance(error, WorkerConnectError | TaskRefusedError):  # else nobody ran it
             task.failures += 1
         if task.failures > self._options.task_retries:
             raise WorkerLostError(
@@ -429,16 +430,20 @@ class Scheduler:
                 f"times and each time a worker was lost; the last time: {error}",
                 url=error.url,
             ) from error
-        if any(worker.url not in self._lost for worker in self._workers):
+        if any(worker.url not in {**self._refusing, **self._lost} for worker in self._workers):
             # With nobody left the query fails, and its error says it all.
             _log.warning("query %s: %s", self.query, error)
 
     def lose(self, error: ResolverError) -> None:
-        """Count the worker that ``error`` names as gone for the rest of the query."""
+        """Count the worker that ``error`` names as gone for the rest of the query.
+
+        One that only refuses tasks gets no more of them, and its outputs stay in use.
+        """
         with self._lock:
             if self._is_over:
                 raise error
-            self._lost.setdefault(str(error.url), error)
+            gone = self._refusing if isinstance(error, TaskRefusedError) else self._lost
+            gone.setdefault(str(error.url), error)
 
 
 _POLL: Final = 2.0  # seconds
@@ -462,6 +467,18 @@ def _replaced(tree: Tree, trees: Mapping[int, Tree]) -> Tree:
     if tree.source is not None:
         return trees.get(tree.source.number, tree)
     return tree.over(*(_replaced(child, trees) for child in tree.children))
+
+
+def _measured(outputs: Collection[_Output]) -> Measured:
+    reports = [output.report for output in outputs]
+    partitions = [partition for report in reports for partition in report.partitions]
+    alike = len({len(report.nodes) for report in reports}) == 1
+    nodes = zip(*(report.nodes for report in reports), strict=True) if alike else ()
+    return Measured(
+        sum(p.rows for p in partitions),
+        sum(p.bytes for p in partitions),
+        max((sum(node.rows for node in same) for same in nodes), default=0),
+    )
 
 
 def _is_latest(task: TaskRun, key: _wire.OutputKey) -> bool:

@@ -27,10 +27,19 @@ from ._dataframe import DataFrame, returns_frame
 from ._exchange import Exchange
 from ._executor import HeadRun, encoded_headers, run
 from ._lookalikes import bears_a_builtin_name, spark_functions_were_used
+from ._plan_proto import PlanNode
 from ._planner import first_line, single_node
 from ._registered import ObjectStore, hand_over_functions
 from ._report import RunReport
-from ._settings import BATCH_SIZE, EXECUTION, PLANNING, derive_context, non_default_settings
+from ._scalar_subqueries import has_scalar_subqueries, refused_subquery
+from ._settings import (
+    BATCH_SIZE,
+    EXECUTION,
+    PLANNING,
+    SCALAR_SUBQUERIES,
+    derive_context,
+    non_default_settings,
+)
 from ._sources import refused_source
 from ._stage import DEFAULT_WIDTH, DistributedPlan, SingleNodePlan
 from ._state import SessionState, SessionStateBuilder
@@ -296,12 +305,19 @@ class SessionContext(datafusion.SessionContext):
         )
         # Planned in a session of its own: what cutting asks for must not change how this
         # session plans the queries that are not cut.
-        target = {"datafusion.execution.target_partitions": state.rule.target_partitions(workers)}
-        options = {**PLANNING, **{name: str(value) for name, value in target.items()}}
-        planner = self._derived(options)
+        target = str(state.rule.target_partitions(workers))
+        options = {**PLANNING, "datafusion.execution.target_partitions": target}
+        planner = self._derived({**options, SCALAR_SUBQUERIES: "true"})
         try:
             planned_frame = planner.create_dataframe_from_logical_plan(frame.logical_plan())
             plan = planned_frame.execution_plan()
+            if has_scalar_subqueries(plan):
+                refused = refused_subquery(plan, PlanNode.parse(plan.to_bytes(planner)))
+                if refused is not None:
+                    return refused
+                planner = self._derived(options)
+                planned_frame = planner.create_dataframe_from_logical_plan(frame.logical_plan())
+                plan = planned_frame.execution_plan()
         except Exception as error:  # noqa: BLE001  # whatever it is, DataFusion runs the query
             return f"it cannot be planned for workers ({first_line(error)})"
         planned = state.rule.distribute(

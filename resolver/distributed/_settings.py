@@ -19,6 +19,7 @@ __all__ = [
     "BATCH_SIZE",
     "EXECUTION",
     "PLANNING",
+    "SCALAR_SUBQUERIES",
     "check_travelled",
     "derive_context",
     "non_default_settings",
@@ -26,6 +27,9 @@ __all__ = [
 
 _INFORMATION_SCHEMA: Final = "datafusion.catalog.information_schema"
 _TRAVELS: Final = "datafusion.execution."
+
+SCALAR_SUBQUERIES: Final = "datafusion.optimizer.enable_physical_uncorrelated_scalar_subquery"
+"""Whether they are nodes of a plan, and not joins."""
 
 EXECUTION: Final[Mapping[str, str]] = {
     # Since DataFusion 54 the partitions of a scan share one queue of files: polling one
@@ -48,8 +52,9 @@ PLANNING: Final[Mapping[str, str]] = {
     # An InterleaveExec wants inputs that say how they are hashed. The files in which a
     # worker reads other stages do not say it.
     "datafusion.optimizer.prefer_existing_union": "true",
-    # Its value is known only inside the node that uses it, which cannot be cut apart.
-    "datafusion.optimizer.enable_physical_uncorrelated_scalar_subquery": "false",
+    # Its value is known only inside the node that uses it, which cannot be cut apart. A
+    # join in its place does not tell when there is more than one: see _scalar_subqueries.
+    SCALAR_SUBQUERIES: "false",
 }
 """For the session that plans what is to be cut."""
 

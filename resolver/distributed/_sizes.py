@@ -7,7 +7,6 @@ Sizes of stage output are measured, sizes of files are known. Which join runs ho
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Measured", "is_tiny", "rows_and_bytes", "task_count"]
 
 _ROW_BY_ROW: Final = frozenset({"coalesce_batches", "cooperative", "filter", "projection"})
-_MAY_DIFFER: Final = re.compile(r"\b[a-z_]\w*\(|\bfetch=")
-"""In a node's line: any function may be a volatile one, such as ``random()``."""
 _LEAST_ROW: Final = 8  # bytes of a row in memory, at least
 
 
@@ -43,11 +40,11 @@ def is_tiny(stage: Stage, options: DistributedOptions) -> bool:
     below = list(stage.tree.children[0].walk())
     if not all(tree.node.is_scan or tree.kind in _ROW_BY_ROW for tree in below):
         return False
-    if any(_MAY_DIFFER.search(tree.line) for tree in below if not tree.node.is_scan):
+    if any(tree.may_be_volatile for tree in below):
         return False
-    scans = [tree for tree in below if tree.node.is_scan]
-    if any(", limit=" in scan.line for scan in scans):
+    if any(tree.node.fetch is not None or ", fetch=" in tree.line for tree in below):
         return False  # which rows those are is up to whoever reads
+    scans = [tree for tree in below if tree.node.is_scan]
     limit = min(options.scan_bytes_per_task, options.broadcast_threshold)
     rows = [scan.node.file_rows for scan in scans]
     # Of a well compressed file the size tells little: many rows of the same are few bytes.

@@ -8,6 +8,7 @@ where to cut is ``_cutter``'s business, what runs when ``_scheduler``'s.
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +23,9 @@ __all__ = ["Boundary", "Share", "Stage", "Tree", "TreeError", "tree_of"]
 
 _SORTED: Final = frozenset({"sort", "sort_preserving_merge", "sort_merge_join", "window"})
 _ONE_PARTITION: Final = frozenset({"coalesce_partitions", "sort_preserving_merge"})
+
+_CAST: Final = re.compile(r"\b(?:TRY_)?CAST\(")
+_CALL: Final = re.compile(r"[^\s(\[,]\(")
 
 # These emit rows of the build side by themselves. With that side in every task, every
 # task would emit them.
@@ -201,6 +205,13 @@ class Tree:
             or (tree.source is not None and tree.source.whole.may_be_sorted)
             for tree in self.walk()
         )
+
+    @property
+    def may_be_volatile(self) -> bool:
+        """Whether it calls a function: any may be one such as ``random()``. Casts are none."""
+        # Of a scan's line the paths come first.
+        line = self.line.partition(", projection=")[2] if self.node.is_scan else self.line
+        return _CALL.search(_CAST.sub(" ", line)) is not None
 
     @property
     def needs_one_task(self) -> bool:

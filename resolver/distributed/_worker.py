@@ -28,7 +28,7 @@ from ._listen import Guard, ListenAddress
 from ._listener import Listener
 from ._state import SessionState, SessionStateBuilder
 from ._task_pool import TaskPool
-from ._worker_calls import WorkerCalls
+from ._worker_calls import CallHandlers
 
 if TYPE_CHECKING:
     from resolver._tls import TlsConfig
@@ -226,7 +226,9 @@ class WorkerServer:
             token = guard.token
             headers = None if token is None else {"authorization": f"Bearer {token}"}
             self._own_resolver = DefaultChannelResolver(FlightConnector(headers=headers, tls=tls))
-        self._calls = WorkerCalls(worker, exchange, self._pool, channel_resolver=self._own_resolver)
+        self._calls = CallHandlers(
+            worker, exchange, self._pool, channel_resolver=self._own_resolver
+        )
         try:
             self._listener = Listener(self._calls, address, guard)
         except pa.ArrowException as error:

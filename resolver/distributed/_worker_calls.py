@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ._state import SessionState
     from ._worker import Worker
 
-__all__ = ["WorkerCalls"]
+__all__ = ["CallHandlers"]
 
 _ACTIONS: Final = [
     (_wire.EXECUTE_TASK, "Start a task; answers with its report, or nothing while it runs."),
@@ -49,7 +49,7 @@ _ACTIONS: Final = [
 _SWEEP_INTERVAL: Final = 0.5  # seconds between looks for leases that have run out
 
 
-class WorkerCalls:
+class CallHandlers:
     """Answers the calls of one worker, on whichever thread they come, until ``stop()``."""
 
     def __init__(  # the parts of one worker
@@ -145,7 +145,7 @@ class WorkerCalls:
     def _execute_task(self, context: flight.ServerCallContext, body: bytes) -> bytes:
         request = _wire.TaskRequest.parse(body)
         if self.is_draining:
-            raise flight.FlightUnavailableError(
+            raise _refusal(
                 "this worker is shutting down and takes no more tasks; run it on another one"
             )
         call: CallHeaders = context.get_middleware(CALL_MIDDLEWARE)
@@ -159,15 +159,20 @@ class WorkerCalls:
             except QueryReleasedError:  # while the session was built
                 self._sessions.forget(query)
                 raise
-            report = run_task(
-                request,
-                _context_of(state, request),
-                self._exchange,
-                is_cancelled,
-                resolver=state.channel_resolver,
-                headers=headers,
-                allow_python_udfs=self._worker.allow_python_udfs,
-            )
+            try:
+                report = run_task(
+                    request,
+                    _context_of(state, request),
+                    self._exchange,
+                    is_cancelled,
+                    resolver=state.channel_resolver,
+                    headers=headers,
+                    allow_python_udfs=self._worker.allow_python_udfs,
+                )
+            except BaseException:
+                # With the query's files gone, a plan fails in words that blame the plan.
+                self._exchange.check_running(query)
+                raise
             return report.to_bytes()
 
         self._exchange.touch(query, request.lease, ahead=request.wait)
@@ -278,7 +283,7 @@ def _context_of(state: SessionState, request: _wire.TaskRequest) -> datafusion.S
         raise _wire.WireError(f"unusable settings: {error}") from error
 
 
-def _sweep(calls_of: Callable[[], WorkerCalls | None], stop: threading.Event) -> None:
+def _sweep(calls_of: Callable[[], CallHandlers | None], stop: threading.Event) -> None:
     """Look for leases that have run out until ``stop``, or until the worker has gone."""
     while not stop.wait(_SWEEP_INTERVAL):
         calls = calls_of()
@@ -302,11 +307,16 @@ def _answering() -> Iterator[None]:
     except (QueryReleasedError, TaskCancelledError) as error:
         raise flight.FlightCancelledError(str(error)) from None
     except TaskPoolFullError as error:
-        raise flight.FlightUnavailableError(
+        raise _refusal(
             f"this worker takes no more tasks now: {error}; run it on another one, or later"
         ) from None
     except BaseException as error:  # noqa: BLE001  # a Rust panic is one
         _fail(error)
+
+
+def _refusal(text: str) -> flight.FlightUnavailableError:
+    """No task is taken, but what is here stays: nothing is lost."""
+    return flight.FlightUnavailableError(text, json.dumps({"refused": True}).encode())
 
 
 def _fail(error: BaseException) -> NoReturn:

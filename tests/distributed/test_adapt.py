@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 
 import pytest
 from hypothesis import given
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 
 from resolver.distributed import DistributedPhysicalOptimizerRule
 from resolver.distributed._adapt import adapt, read_by_every_task, waits_for_build_side
+from resolver.distributed._cutter import cut
 from resolver.distributed._options import DistributedOptions
-from resolver.distributed._plan_proto import JoinType
-from resolver.distributed._sizes import Measured, task_count
-from resolver.distributed._tree import Boundary, Share
+from resolver.distributed._plan_proto import JoinType, PlanNode
+from resolver.distributed._sizes import Measured, is_tiny, task_count
+from resolver.distributed._tree import Boundary, Share, tree_of
 from resolver.distributed._workers import WorkerSlots
 
 WORKERS = [WorkerSlots(f"http://127.0.0.1:{port}", 1) for port in (1, 2, 3)]
@@ -122,6 +124,16 @@ def test_a_join_without_build_rows_is_not_run_if_it_has_none_then(planning, kind
     assert any("is empty" in decision for decision in result.decisions) == pruned
 
 
+def test_a_join_without_build_rows_is_run_where_its_order_is_relied_on(planning):
+    query = (
+        "SELECT sum(o_totalprice) OVER (PARTITION BY o_custkey ORDER BY o_orderkey) "
+        "FROM customer JOIN orders ON o_custkey = c_custkey"
+    )
+    stage, build, probe = joined(planning, query)
+    result = adapted(stage, build, probe, NOTHING)
+    assert not any("is empty" in decision for decision in result.decisions)
+
+
 def test_what_relies_on_the_division_gets_its_rows_shuffled_after_the_join(planning):
     """Grouped by the join's key, DataFusion needs no further shuffle; after a broadcast, it does."""
     query = (
@@ -186,6 +198,18 @@ def test_only_rows_with_a_partner_are_shuffled_to_a_small_selective_build_side(p
     assert any("with a partner in stage" in decision for decision in result.decisions)
 
 
+def test_a_limit_is_that_of_the_join_and_not_of_the_rows_that_may_have_a_partner(planning):
+    query = INNER.replace("JOIN", "LEFT JOIN") + " AND c_acctbal < o_totalprice LIMIT 2"
+    stage, build, probe = joined(planning, query)
+    (created,) = adapted(stage, build, probe, SELECTIVE).created
+    join, keeper = (
+        next(tree.node for tree in each.tree.walk() if tree.kind == "hash_join")
+        for each in (stage, created)
+    )
+    assert join.fetch == 2
+    assert keeper.fetch is None
+
+
 @pytest.mark.parametrize(
     ("query", "measured", "options"),
     [
@@ -224,6 +248,21 @@ def test_columns_of_a_gathered_build_side_are_named_in_every_task(planning):
     assert build.source is not None
     assert build.source.boundary is Boundary.BROADCAST
     assert build.source.tree.partitions > 1
+
+
+def test_values_that_every_task_would_make_up_are_made_before(planning):
+    query = "SELECT * FROM customer JOIN orders ON c_custkey * 0.5 > o_custkey + 3.5"
+    plan = planning.sql(query).execution_plan()
+    root = tree_of(plan, PlanNode.parse(plan.to_bytes(planning)))
+
+    def lucky(tree):
+        line = re.sub(r"\S+ as join_proj_push_down_1", "lucky() as x", tree.line)
+        return dataclasses.replace(tree, line=line, children=tuple(map(lucky, tree.children)))
+
+    for tree, kind in ((root, "projection"), (lucky(root), "stage_input")):
+        trees = [tree for stage in cut(tree).walk() for tree in stage.tree.walk()]
+        join = next(tree for tree in trees if tree.kind == "nested_loop_join")
+        assert join.children[0].kind == kind
 
 
 SMALL_BUILD = "SELECT * FROM nation JOIN customer ON n_nationkey = c_nationkey"
@@ -274,6 +313,7 @@ def test_a_build_side_of_small_files_is_read_by_every_task(planning):
         (SMALL_BUILD.replace("JOIN", "LEFT JOIN"), {}),
         # Every task would see other rows.
         (SMALL_BUILD.replace("nation ", "(SELECT * FROM nation WHERE random() < 0.5) "), {}),
+        (SMALL_BUILD.replace("nation ", "(SELECT *, random() AS r FROM nation) "), {}),
         (SMALL_BUILD.replace("nation ", "(SELECT * FROM nation LIMIT 7) "), {}),
     ],
 )
@@ -283,6 +323,20 @@ def test_a_build_side_is_a_stage_where_reading_it_everywhere_is_not_the_same(
     _, build, _, spared, result = settled(planning, query, **options)
     assert not spared
     assert build.number in [leaf.source.number for leaf in result.tree.walk() if leaf.source]
+
+
+def test_any_function_may_be_a_volatile_one_but_a_cast_is_not(planning):
+    query = SMALL_BUILD.replace(
+        "nation ", "(SELECT *, CAST(n_regionkey AS DOUBLE) AS r FROM nation) "
+    )
+    _, build, _ = joined(planning, query)
+    assert is_tiny(build, DistributedOptions())
+
+    def calling(tree):
+        line = tree.line.replace("CAST(", "Lucky(")
+        return dataclasses.replace(tree, line=line, children=tuple(map(calling, tree.children)))
+
+    assert not is_tiny(dataclasses.replace(build, tree=calling(build.tree)), DistributedOptions())
 
 
 def test_a_small_build_side_is_a_stage_where_the_division_is_relied_on(planning):

@@ -161,6 +161,62 @@ def test_what_is_not_cut_says_why(planning, tmp_path, query, reason):
     assert reason in plan.display()
 
 
+LAG = "lag(l_tax) OVER (PARTITION BY l_suppkey ORDER BY l_comment"
+SUM = "sum(l_tax) OVER (PARTITION BY l_suppkey"
+
+
+@pytest.mark.parametrize(
+    ("functions", "reason"),
+    [
+        (f"{SUM} ORDER BY l_comment)", None),
+        (f"{LAG}), {SUM} ORDER BY l_comment NULLS FIRST)", None),
+        (LAG.replace(" OVER", " IGNORE NULLS OVER") + ")", "IGNORE NULLS"),
+        (SUM.replace(" OVER", " FILTER (WHERE l_tax > 0.1) OVER") + ")", "FILTER"),
+        (f"{LAG}), {LAG} DESC)", "backwards"),
+    ],
+)
+def test_a_window_function_is_cut_only_if_its_encoding_says_all(planning, functions, reason):
+    """DataFusion's plan comes back from its encoding with other functions, and looks the same."""
+    plan = distribute(planning, f"SELECT {functions} FROM lineitem")
+    assert isinstance(plan, DistributedPlan) == (reason is None), plan
+    assert reason is None or reason in plan.reason
+
+
+@pytest.mark.parametrize("order", ["", " ORDER BY l_comment", " ORDER BY l_suppkey"])
+def test_a_window_over_what_a_filter_made_constant_is_left_alone(planning, order):
+    query = f"SELECT {SUM}{order}) FROM lineitem WHERE l_suppkey = 3"
+    assert "constant" in distribute(planning, query).reason
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "(SELECT * FROM lineitem WHERE l_suppkey = 3 ORDER BY l_comment LIMIT 9)",
+        "lineitem JOIN (SELECT max(n_nationkey) AS n FROM nation WHERE n_regionkey = 1) ON n = l_suppkey",
+    ],
+)
+def test_so_is_one_over_what_else_makes_columns_constant_or_equal(planning, table):
+    query = f"SELECT {SUM} ORDER BY l_comment) FROM {table}"
+    assert "constant" in distribute(planning, query).reason
+
+
+def test_so_is_one_over_columns_that_a_filter_makes_equal(planning):
+    query = (
+        "SELECT sum(l_tax) OVER (PARTITION BY l_linenumber, l_suppkey ORDER BY l_comment) "
+        "FROM lineitem WHERE l_linenumber = l_suppkey"
+    )
+    assert "equal" in distribute(planning, query).reason
+
+
+def test_a_window_over_a_window_or_a_join_finds_its_order_below(planning):
+    for query in (
+        f"SELECT {SUM} ORDER BY l_comment), {LAG} DESC, l_tax), {LAG}, l_tax) FROM lineitem",
+        f"SELECT {SUM} ORDER BY l_comment) FROM supplier JOIN lineitem ON s_suppkey = l_suppkey",
+        f"SELECT *, {SUM} ORDER BY l_comment) FROM (SELECT *, {LAG}) FROM lineitem) WHERE l_tax > 0",
+    ):
+        assert isinstance(distribute(planning, query), DistributedPlan), query
+
+
 def test_without_workers_nothing_is_cut(planning):
     plan = distribute(planning, "SELECT count(l_tax) FROM lineitem WHERE l_tax > 0", [])
     assert "names no workers" in plan.reason

@@ -91,6 +91,23 @@ FOUND = {
             SELECT x.a, x.b, y.c FROM v x
             JOIN (SELECT x.a, x.c + y.c AS c FROM w x JOIN w y ON x.a = y.a) y ON x.a = y.a
         )""",
+    # The join's own limit also cut short the rows with a partner that it was to look at.
+    "a limit over an anti join": """
+        SELECT count(*) FROM (
+            SELECT x.c FROM (SELECT * FROM u WHERE c = 0 AND a IS NOT NULL) x
+            LEFT ANTI JOIN t y ON x.a = y.a AND x.b <> y.b AND y.c = 5 LIMIT 3
+        )""",
+    # Read by every task, each row had as many values as there were tasks.
+    "a build side of random values": """
+        SELECT count(*) <= 90 AND sum(c) > 0 FROM (
+            SELECT x.r, sum(y.c) AS c FROM (SELECT a, random() AS r FROM v) x
+            JOIN t y ON x.a = y.a GROUP BY x.r
+        )""",
+    # A scan of nothing declares no order, on which a window insists.
+    "a window over a join of nothing": """
+        SELECT b, sum(c) OVER (PARTITION BY a ORDER BY b, c) FROM (
+            SELECT y.* FROM (SELECT * FROM u WHERE c < 0) x JOIN t y ON x.a = y.a
+        )""",
     # DataFusion's InterleaveExec needs inputs that say how they are divided.
     "a union of joins": """
         SELECT x.c, y.a FROM (SELECT DISTINCT y.a, x.b FROM t x JOIN w y ON x.a = y.a) z

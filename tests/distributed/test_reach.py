@@ -83,7 +83,6 @@ def test_a_worker_that_cannot_be_connected_to_any_more_is_told_as_such():
     "error",
     [
         flight.FlightUnavailableError("Socket closed"),  # in mid-call: it may have arrived
-        flight.FlightUnavailableError("this worker takes no more tasks now"),
         flight.FlightTimedOutError("Deadline Exceeded"),
         flight.FlightCancelledError("cancelled"),
         EOFError("answered with 0 results"),
@@ -103,6 +102,7 @@ def test_what_may_have_arrived_is_not_sent_again(error):
     [
         flight.FlightServerError("division by zero"),
         flight.FlightUnauthenticatedError("a valid bearer token is required"),
+        flight.FlightUnavailableError("it takes no more tasks", b'{"refused": true}'),
         pa.ArrowKeyError("this worker does not hold that output"),
         pa.ArrowInvalid("truncated"),
     ],

@@ -7,6 +7,7 @@ reads is looked at.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from resolver import ResolverError, WorkerConnectError
 from resolver.distributed import DistributedPhysicalOptimizerRule, WorkerLostError
+from resolver.distributed._calls import TaskRefusedError
 from resolver.distributed._cutter import input_of
 from resolver.distributed._inputs import InputLostError
 from resolver.distributed._options import DistributedOptions
@@ -34,6 +36,7 @@ QUERY = "ab" * 16
 SCHEMA = pa.schema([("x", pa.int64())]).serialize().to_pybytes()
 URLS = tuple(f"http://127.0.0.1:{port}" for port in (1, 2, 3, 4))
 BEFORE, AFTER, EMPTIED = "before its task", "after its task", "restarted empty"
+REFUSED = "takes no more tasks"
 
 
 @dataclass
@@ -58,6 +61,7 @@ class FakeCalls:
     lock: threading.Lock = field(default_factory=threading.Lock)
     calls: Counter[str] = field(default_factory=Counter)
     dead: set[str] = field(default_factory=set)
+    draining: set[str] = field(default_factory=set)
     held: dict[str, set] = field(default_factory=dict)
     requests: dict = field(default_factory=dict)
 
@@ -67,8 +71,12 @@ class FakeCalls:
             loss = next(
                 (x for x in self.losses if x.url == url and x.call == self.calls[url]), None
             )
-            if loss is not None:
+            if loss is not None and loss.how == REFUSED:
+                self.draining.add(url)
+            elif loss is not None:
                 self.held.pop(url, None)
+            if url in self.draining:
+                raise TaskRefusedError("it is about to stop", url=url)
             if loss is not None and loss.how == BEFORE:
                 self.dead.add(url)
                 raise WorkerConnectError("nobody is there", url=url)
@@ -104,7 +112,7 @@ def sources(requests):
                 yield from partition
 
 
-def scheduled(calls, workers, number=100, **options):
+def scheduled(calls, workers, number=100, empty=lambda tree: tree, **options):
     options = {"task_retries": 1_000, **options}
     return Scheduler(
         QUERY,
@@ -113,7 +121,7 @@ def scheduled(calls, workers, number=100, **options):
         options=DistributedOptions(**options),
         settings={},
         passthrough=(),
-        empty=lambda tree: tree,
+        empty=empty,
         first_new_number=number,
         report=calls.report,
     )
@@ -287,6 +295,26 @@ def test_a_loss_after_the_last_stage_reaches_down_to_the_leaves(nodes):
     assert newest[1, 0] == newest[1, 2] == 0, "nothing was made from what was lost"
 
 
+def test_a_worker_that_takes_no_more_tasks_keeps_what_it_has(nodes):
+    """Nothing that was made there is made again, however often it refuses."""
+    calls = FakeCalls(RunReport(), [Loss(URLS[0], 2, REFUSED)])
+    scheduler = scheduled(calls, URLS[:3], task_retries=0, **SPREAD)
+    inputs = run_head(scheduler, calls, chain(nodes))
+    check(calls, inputs)
+    assert len(calls.requests) == 3 + 3 + 2, "stage 3 is planned for two workers"
+    assert {key.stage: key.task for key in calls.requests if key.attempt} == {2: 0}
+    assert URLS[0] in {
+        source.url for request in calls.requests.values() for source in sources([request.inputs])
+    }
+
+
+def test_workers_that_all_refuse_are_named(nodes):
+    calls = FakeCalls(RunReport(), [Loss(url, 2, REFUSED) for url in URLS[:2]])
+    with pytest.raises(WorkerLostError) as raised:
+        run_head(scheduled(calls, URLS[:2], **SPREAD), calls, chain(nodes))
+    assert all(url in str(raised.value) for url in URLS[:2])
+
+
 def test_what_came_along_with_the_report_is_not_lost(nodes):
     calls = FakeCalls(RunReport(), inline=frozenset({1, 2, 3}))
     scheduler = scheduled(calls, URLS[:3], **SPREAD)
@@ -314,6 +342,53 @@ def test_an_output_that_was_made_again_is_no_longer_current(nodes):
     scheduler._ensure(first.tasks[2])
     assert first.tasks[2].attempts == 2
     assert not scheduler.is_current(read)
+
+
+@dataclass
+class RestlessCalls(FakeCalls):
+    """Stage 1 has one row, which its first attempt gives to one task of stage 2, its next to another."""
+
+    first_is_done: threading.Event = field(default_factory=threading.Event)
+
+    def run_task(self, url, request, time_limit):
+        key = request.output
+        if (key.stage, key.task, key.attempt) == (2, 1, 0):
+            assert self.first_is_done.wait(10)
+            (lost, *_) = (s.url for s in sources([request.inputs]))
+            with self.lock:
+                self.held.pop(lost, None)
+                self.dead.add(lost)
+        report = super().run_task(url, request, time_limit)
+        if key.stage == 2 and key.task == 0:
+            self.first_is_done.set()
+        return report
+
+    def _report(self, request):
+        report = super()._report(request)
+        if request.output.stage != 2:
+            return report
+        (made_from,) = {s.output.attempt for s in sources([request.inputs])}
+        rows = int(request.output.task == (1 if made_from == 0 else 0))
+        parts = tuple(PartitionReport(rows, rows, rows * 100) for _ in report.partitions)
+        return dataclasses.replace(report, partitions=parts, files=((),) * len(parts))
+
+
+def test_of_mixed_attempts_nothing_is_taken_for_empty(nodes):
+    """Each task of the build side had no row of the attempt that it read, yet there always is one."""
+    stages = Stages(nodes)
+    first = stages.stage(SHUFFLE, partitions=2)
+    build = stages.stage(BROADCAST, first)
+    calls = RestlessCalls(RunReport())
+    taken_for_empty = []
+
+    def empty(tree):
+        taken_for_empty.append(tree)
+        return tree
+
+    scheduler = scheduled(calls, URLS[:3], empty=empty, **{**SPREAD, "files_per_task": 3})
+    run_head(scheduler, calls, stages.head(stages.stage(COALESCE, build)))
+    assert calls.report.retries
+    assert not taken_for_empty
 
 
 def test_without_workers_an_error_names_them_all(nodes):
@@ -346,7 +421,7 @@ schedules = st.lists(
         Loss,
         st.sampled_from(URLS[1:]),
         st.integers(1, 6),
-        st.sampled_from([BEFORE, AFTER, EMPTIED]),
+        st.sampled_from([BEFORE, AFTER, EMPTIED, REFUSED]),
     ),
     max_size=4,
     unique_by=lambda loss: (loss.url, loss.call),

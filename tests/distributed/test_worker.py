@@ -189,6 +189,28 @@ def test_a_panic_is_told_like_any_error(client, planning, monkeypatch):
     assert len(client.list_actions()) == 6
 
 
+def test_a_task_whose_query_ended_meanwhile_is_no_failed_plan(
+    client, server, planning, monkeypatch
+):
+    """Its lease ran out, say: its files are gone, and it may well run elsewhere."""
+    waited_for = threading.Event()
+    wait = server._pool.wait
+
+    def waiting(*arguments):
+        waited_for.set()
+        return wait(*arguments)
+
+    def run_task(*_, **__):
+        assert waited_for.wait(10)
+        server._exchange.release(KEY.query)
+        raise OSError("Failed to open local file")
+
+    monkeypatch.setattr(server._pool, "wait", waiting)
+    monkeypatch.setattr(_worker_calls, "run_task", run_task)
+    with pytest.raises(flight.FlightCancelledError, match="is over"):
+        execute(client, request(planning, "SELECT l_tax FROM lineitem"))
+
+
 def test_the_session_builder_is_called_with_builder_and_headers(tmp_path, planning):
     calls: list[WorkerQueryContext] = []
     mine = DirectResolver()

@@ -35,6 +35,7 @@ _KEYS: Final = (
     "x.a = y.a AND x.b = y.b",
     "x.b = y.b AND x.a = y.a",
     "x.a = y.b",
+    "(x.a IS NOT DISTINCT FROM y.a)",
 )
 _JOINED: Final = (
     "x.a, x.b, y.c",
@@ -65,7 +66,9 @@ def write_tables(folder: Path) -> None:
 
 
 def nested_query(rng: random.Random, depth: int = 3) -> str:
-    return f"SELECT a, b, c FROM {_relation(rng, depth)}"
+    query = f"SELECT a, b, c FROM {_relation(rng, depth)}"
+    # Which rows those are is not said; how many there are is.
+    return rng.choice([query] * 4 + [f"SELECT count(*) FROM ({query} LIMIT 5)"])
 
 
 def _relation(rng: random.Random, depth: int) -> str:
@@ -91,6 +94,9 @@ def _relation(rng: random.Random, depth: int) -> str:
     return rng.choice(
         [
             f"(SELECT a, b, sum(c) OVER (PARTITION BY {keys}) AS c FROM {x} x)",
+            f"(SELECT a, b, count(*) OVER (PARTITION BY {keys} ORDER BY c) AS c FROM {x} x)",
+            f"(SELECT a, b, c FROM {x} x ORDER BY a, b, c LIMIT 9 OFFSET 2)",
+            f"(SELECT a, b, c FROM {x} x WHERE {rng.choice(['c < 0', 'a = 3', 'c = 1'])})",
             f"(SELECT a, b, c FROM {x} x UNION ALL SELECT a, b, c FROM {y} y)",
             f"(SELECT a, b, c FROM {x} x WHERE a NOT IN (SELECT b FROM {y} y))",
             f"(SELECT a, b, c FROM {x} x WHERE a IN (SELECT b FROM {y} y) OR c > 3)",
