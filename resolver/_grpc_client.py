@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -17,6 +18,7 @@ from pyarrow import flight
 from ._background import discard
 from ._flight_batches import BatchDecoder, BatchEncoder, FlightStreamChunk, metadata_only
 from ._flight_calls import METHODS, as_flight_error, as_metadata, stub
+from ._shared_errors import without_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,7 +119,8 @@ class FlightServiceClient:
         requests = _Requests()
         messages = self._stream("do_put", requests, timeout, headers)
         reader = FlightMetadataReader(messages)
-        writer = FlightStreamWriter(requests, messages, reader.drain, descriptor, write_options)
+        messages.read_by(reader)
+        writer = FlightStreamWriter(requests, messages, descriptor, write_options)
         writer.begin(schema)
         return writer, reader
 
@@ -134,7 +137,8 @@ class FlightServiceClient:
         requests = _Requests()
         messages = self._stream("do_exchange", requests, timeout, headers)
         reader = FlightStreamReader(messages, read_options)
-        writer = FlightStreamWriter(requests, messages, reader.drain, descriptor, write_options)
+        messages.read_by(reader)
+        writer = FlightStreamWriter(requests, messages, descriptor, write_options)
         return writer, reader
 
     def do_action(
@@ -213,24 +217,62 @@ class _Closing:
 
 
 class _Messages:
-    """The answers of a call, with pyarrow's errors. Holds on to the channel."""
+    """The answers of a call, with pyarrow's errors. Holds on to the channel. Thread-safe.
+
+    A reader takes them one by one; a writer that ends the call takes the rest, which is kept
+    for the reader as long as there is one.
+    """
 
     def __init__(self, call: Any, channel: _Channel) -> None:
         self._call = call
         self._channel: _Channel | None = channel
+        self._receiving = threading.Lock()
+        self._kept: deque[Any] = deque()
+        self._ended = False
+        self._failure: BaseException | None = None
+        self._reader: Callable[[], object] = lambda: None
+
+    def read_by(self, reader: object) -> None:
+        """Keep what a writer receives for ``reader``, while that is there."""
+        self._reader = weakref.ref(reader)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Any:
+        with self._receiving:
+            return self._kept.popleft() if self._kept else self._receive()
+
+    def receive_rest(self) -> None:
+        """Wait for the end of the call; what comes until then can still be read."""
+        while True:
+            with self._receiving:
+                try:
+                    message = self._receive()
+                except StopIteration:
+                    return
+                if self._reader() is not None:
+                    self._kept.append(message)
+
+    def _receive(self) -> Any:
+        if self._failure is not None:  # what came before is not all there is
+            raise without_traceback(self._failure)
+        if self._ended:
+            raise StopIteration
         try:
             return next(self._call)
         except StopIteration:
-            self._channel = None
+            self._end()
             raise
         except Exception as error:  # noqa: BLE001 -- those of grpc become pyarrow's
-            self._channel = None
-            raise as_flight_error(error) from None
+            failure = as_flight_error(error)
+            self._end(failure)
+            raise failure from None
+
+    def _end(self, failure: BaseException | None = None) -> None:
+        self._ended = True
+        self._failure = None if failure is None else without_traceback(failure)
+        self._channel = None
 
     def cancel(self) -> None:
         """End the call now; the next read says so."""
@@ -238,7 +280,7 @@ class _Messages:
 
     def __del__(self) -> None:
         # Nobody reads it any more; the server need not go on.
-        if self._channel is not None and not sys.is_finalizing():
+        if not self._ended and not sys.is_finalizing():
             self._call.cancel()
 
 
@@ -288,11 +330,6 @@ class FlightStreamReader:
         """End the stream now. From any thread; a read that waits raises."""
         self._messages.cancel()
 
-    def drain(self) -> None:
-        """Read to the end what nobody will read."""
-        for _ in self._messages:
-            pass
-
     def __iter__(self) -> Iterator[FlightStreamChunk]:
         while True:
             try:
@@ -317,40 +354,31 @@ class FlightMetadataReader:
 
     def __init__(self, messages: _Messages) -> None:
         self._messages = messages
-        self._read: deque[bytes] = deque()
 
     def read(self) -> pa.Buffer | None:
         """The next message, ``None`` when there are no more; waits for it."""
-        if self._read:
-            return pa.py_buffer(self._read.popleft())
         try:
             return pa.py_buffer(next(self._messages))
         except StopIteration:
             return None
 
-    def drain(self) -> None:
-        """Wait for the end; what was not read yet can still be."""
-        self._read.extend(self._messages)
-
 
 class FlightStreamWriter:
     """Sends batches. For one thread at a time. A ``with`` block closes it at its end.
 
-    ``close()`` waits until the server has ended the call, and raises what it said; of an
-    exchange, it drops what was not read yet.
+    ``close()`` waits until the server has ended the call, and raises what it said. What was
+    not read by then is kept in memory for the reader, if that is still there.
     """
 
     def __init__(
         self,
         requests: _Requests,
         messages: _Messages,
-        drain: Callable[[], None],
         descriptor: flight.FlightDescriptor,
         options: pa.ipc.IpcWriteOptions | None,
     ) -> None:
         self._requests = requests
         self._messages = messages
-        self._drain = drain
         self._descriptor: bytes = descriptor.serialize()
         self._options = options
         self._encoder: BatchEncoder | None = None
@@ -395,7 +423,7 @@ class FlightStreamWriter:
             return
         self._closed = True
         self.done_writing()
-        self._drain()
+        self._messages.receive_rest()
 
     def __enter__(self) -> Self:
         return self
@@ -414,7 +442,7 @@ class FlightStreamWriter:
     def _send(self, data: wire.FlightData) -> None:
         if not self._requests.put(data):
             # The server has ended the call: its error says why.
-            self._drain()
+            self._messages.receive_rest()
             raise pa.ArrowInvalid("the server has ended the stream that is being written")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -21,7 +22,7 @@ from resolver._grpc_options import import_grpc
 from resolver._shared_errors import without_traceback
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable
 
     from resolver import _flight_wire as wire
 
@@ -124,7 +125,8 @@ class FlightServiceClient:
         """
         messages = self._stream("do_put", None, timeout, headers)
         reader = FlightMetadataReader(messages)
-        writer = FlightStreamWriter(messages, reader.drain, descriptor, write_options)
+        messages.read_by(reader)
+        writer = FlightStreamWriter(messages, descriptor, write_options)
         await writer.begin(schema)
         return writer, reader
 
@@ -140,7 +142,8 @@ class FlightServiceClient:
         """Batches in both directions. ``writer.begin(schema)`` comes before the first one."""
         messages = self._stream("do_exchange", None, timeout, headers)
         reader = FlightStreamReader(messages, read_options)
-        return FlightStreamWriter(messages, reader.drain, descriptor, write_options), reader
+        messages.read_by(reader)
+        return FlightStreamWriter(messages, descriptor, write_options), reader
 
     def do_action(
         self,
@@ -192,7 +195,11 @@ class FlightServiceClient:
 
 
 class _Messages:
-    """The answers of a call, with pyarrow's errors, and its requests. Holds on to the channel."""
+    """The answers of a call, with pyarrow's errors, and its requests. Holds on to the channel.
+
+    A reader takes them one by one; a writer that ends the call takes the rest, which is kept
+    for the reader as long as there is one.
+    """
 
     def __init__(self, call: Any, channel: Any, name: str) -> None:
         self._call = call
@@ -201,11 +208,34 @@ class _Messages:
         self._eof = import_grpc().aio.EOF
         self._ended = False
         self._failure: BaseException | None = None
+        self._receiving = asyncio.Lock()
+        self._kept: deque[Any] = deque()
+        self._reader: Callable[[], object] = lambda: None
+        self._loop = _running_loop()
+
+    def read_by(self, reader: object) -> None:
+        """Keep what a writer receives for ``reader``, while that is there."""
+        self._reader = weakref.ref(reader)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Any:
+        async with self._receiving:
+            return self._kept.popleft() if self._kept else await self._receive()
+
+    async def receive_rest(self) -> None:
+        """Wait for the end of the call; what comes until then can still be read."""
+        while True:
+            async with self._receiving:
+                try:
+                    message = await self._receive()
+                except StopAsyncIteration:
+                    return
+                if self._reader() is not None:
+                    self._kept.append(message)
+
+    async def _receive(self) -> Any:
         if self._ended:
             if self._failure is not None:  # what came before is not all there is
                 raise without_traceback(self._failure)
@@ -276,8 +306,13 @@ class _Messages:
 
     def __del__(self) -> None:
         # Nobody reads it any more; the server need not go on.
-        if not self._ended:
+        if self._ended:
+            return
+        if self._loop is None or self._loop is _running_loop():
             self._call.cancel()
+            return
+        with contextlib.suppress(RuntimeError):  # a loop that is closed has ended its calls
+            self._loop.call_soon_threadsafe(self._call.cancel)
 
 
 class FlightStreamReader:
@@ -326,11 +361,6 @@ class FlightStreamReader:
         """End the stream now; a read that waits raises."""
         self._messages.cancel()
 
-    async def drain(self) -> None:
-        """Read to the end what nobody will read."""
-        async for _ in self._messages:
-            pass
-
     def __aiter__(self) -> Self:
         return self
 
@@ -343,39 +373,29 @@ class FlightMetadataReader:
 
     def __init__(self, messages: _Messages) -> None:
         self._messages = messages
-        self._read: deque[bytes] = deque()
 
     async def read(self) -> pa.Buffer | None:
         """The next message, ``None`` when there are no more; waits for it."""
-        if self._read:
-            return pa.py_buffer(self._read.popleft())
         try:
             return pa.py_buffer(await anext(self._messages))
         except StopAsyncIteration:
             return None
 
-    async def drain(self) -> None:
-        """Wait for the end; what was not read yet can still be."""
-        async for message in self._messages:
-            self._read.append(message)
-
 
 class FlightStreamWriter:
     """Sends batches. For one task. An ``async with`` block closes it at its end.
 
-    ``close()`` waits until the server has ended the call, and raises what it said; of an
-    exchange, it drops what was not read yet.
+    ``close()`` waits until the server has ended the call, and raises what it said. What was
+    not read by then is kept in memory for the reader, if that is still there.
     """
 
     def __init__(
         self,
         messages: _Messages,
-        drain: Callable[[], Awaitable[None]],
         descriptor: flight.FlightDescriptor,
         options: pa.ipc.IpcWriteOptions | None,
     ) -> None:
         self._messages = messages
-        self._drain = drain
         self._descriptor: bytes = descriptor.serialize()
         self._options = options
         self._encoder: BatchEncoder | None = None
@@ -421,7 +441,7 @@ class FlightStreamWriter:
             return
         self._closed = True
         await self.done_writing()
-        await self._drain()
+        await self._messages.receive_rest()
 
     async def __aenter__(self) -> Self:
         return self
@@ -443,5 +463,12 @@ class FlightStreamWriter:
             raise pa.ArrowInvalid("this writer is closed")
         if not await self._messages.write(data):
             # The server has ended the call: its error says why.
-            await self._drain()
+            await self._messages.receive_rest()
             raise pa.ArrowInvalid("the server has ended the stream that is being written")
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
