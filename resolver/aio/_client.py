@@ -34,6 +34,10 @@ __all__ = [
 ]
 
 _CLOSED: Final = "this FlightServiceClient is closed"
+_ELSEWHERE: Final = (
+    "this FlightServiceClient belongs to another event loop; get one within this loop, which a "
+    "resolver.aio.DefaultChannelResolver has for each"
+)
 
 
 class FlightServiceClient:
@@ -41,7 +45,8 @@ class FlightServiceClient:
 
     Every call takes ``timeout``, in seconds for the whole call (``None``: no limit), and
     ``headers``, a mapping or pairs. Errors are those of pyarrow's own client. Cancelling
-    the task that waits for an answer cancels the call.
+    the task that waits for an answer cancels the call. Raises ``RuntimeError`` on another
+    event loop than its own.
 
     A stream keeps its channel open, so it lives on when the client is closed or dropped.
     """
@@ -50,6 +55,7 @@ class FlightServiceClient:
         self._channel: Any = channel
         # Of an answer that cannot be decoded, grpc.aio itself makes a silent None.
         self._stubs: dict[str, Any] = {name: stub(channel, name, decode=False) for name in METHODS}
+        self._loop = _running_loop()
 
     async def handshake(
         self, payload: bytes = b"", *, timeout: float | None = None, headers: Any = None
@@ -191,6 +197,11 @@ class FlightServiceClient:
         method = self._stubs.get(name)
         if method is None:
             raise pa.ArrowInvalid(_CLOSED)
+        running = _running_loop()
+        if self._loop is None:
+            self._loop = running
+        elif running is not self._loop and running is not None:
+            raise RuntimeError(_ELSEWHERE)
         return method
 
 

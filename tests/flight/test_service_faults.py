@@ -389,3 +389,19 @@ def test_a_flight_info_is_read_through_grpcio_clients():
             timeout=20.0,
         )
         assert sorted(reader.read_all().column("a").to_pylist()) == [0, 1]
+
+
+def test_a_client_of_another_loop_says_whose_it_is(url):
+    async def connected():
+        return await AioConnector().connect(url)
+
+    async def used(client):
+        await client.list_actions()
+
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        client = first.run(connected())
+        first.run(used(client))
+        with pytest.raises(RuntimeError, match="belongs to another event loop"):
+            second.run(used(client))
+        first.run(used(client))
+        first.run(client.close())
