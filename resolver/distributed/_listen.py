@@ -104,21 +104,22 @@ class ListenAddress:
         ``ValueError`` for one that nobody could call without ``advertise``.
         """
         url, any_port = _parse(location)
+        asked = f"{url.key[:-1]}0" if any_port else url.key  # see _parse
         if url.is_tls and not guard.has_tls:
             raise InsecureListenError(
-                f"{url.key} means TLS: give tls_certificate and tls_key", url=url.key
+                f"{asked} means TLS: give tls_certificate and tls_key", url=asked
             )
         if not (insecure or guard.is_private or url.is_loopback):
             raise InsecureListenError(
-                f"{url.key} can be reached by other machines, and whoever reaches a worker can "
+                f"{asked} can be reached by other machines, and whoever reaches a worker can "
                 "read every file that it can: give a TLS certificate and a token (or client_ca), "
                 "listen on 127.0.0.1, or say insecure=True (--insecure) on a network you trust",
-                url=url.key,
+                url=asked,
             )
         if advertise is None:
             if _is_wildcard(url):
                 raise ValueError(
-                    f"{url.key} stands for all addresses of this machine, and none that others "
+                    f"{asked} stands for all addresses of this machine, and none that others "
                     "could call: say by which URL they reach this worker, "
                     "advertise='grpc://HOST:PORT' (--advertise)"
                 )

@@ -51,8 +51,9 @@ def tls(certificate):
 )
 def test_other_machines_need_tls_and_a_secret(location, tls):
     for guard in (Guard(), Guard(token=TOKEN), Guard(**tls)):
-        with pytest.raises(InsecureListenError, match="insecure=True"):
+        with pytest.raises(InsecureListenError, match="insecure=True") as refused:
             ListenAddress.parse(location, guard)
+        assert f":{location.rpartition(':')[2]} can be reached" in str(refused.value)
     secure, plain = "https://worker7.example:1", "http://worker7.example:1"
     ListenAddress.parse(location, Guard(**tls, token=TOKEN), advertise=secure)
     ListenAddress.parse(location, Guard(**tls, client_ca=b"ca"), advertise=secure)
