@@ -6,6 +6,7 @@ For users of interceptors, service config, channelz and the like. How a channel 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import weakref
@@ -178,9 +179,16 @@ class FlightServiceClient:
     def _stream(self, name: str, request: Any, timeout: float | None, headers: Any) -> _Messages:
         method, channel = self._method(name)
         call = method(request, timeout=timeout, metadata=as_metadata(headers))
-        # False: it has ended already.
-        if isinstance(request, _Requests) and not call.add_callback(request.end):
-            request.end()
+        if isinstance(request, _Requests):
+            add_callback = getattr(call, "add_callback", None)
+            if add_callback is None:
+                # A generator begins when it is read, and nothing reads while batches are written.
+                raise TypeError(
+                    f"an interceptor of {name} returned {type(call).__name__}, not a call: return "
+                    "what continuation() gave, or a wrapper with its methods"
+                )
+            if not add_callback(request.end):  # it has ended already
+                request.end()
         return _Messages(call, channel)
 
     def _method(self, name: str) -> tuple[Any, _Channel]:
@@ -276,12 +284,21 @@ class _Messages:
 
     def cancel(self) -> None:
         """End the call now; the next read says so."""
-        self._call.cancel()
+        _cancel(self._call)
 
     def __del__(self) -> None:
         # Nobody reads it any more; the server need not go on.
         if not self._ended and not sys.is_finalizing():
-            self._call.cancel()
+            _cancel(self._call)
+
+
+def _cancel(call: Any) -> None:
+    """End ``call``, also where an interceptor made a generator of it."""
+    if hasattr(call, "cancel"):
+        call.cancel()
+    elif hasattr(call, "close"):
+        with contextlib.suppress(ValueError):  # somebody reads it just now
+            call.close()
 
 
 class FlightStreamReader:

@@ -12,6 +12,7 @@ import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -23,6 +24,7 @@ from resolver import (  # noqa: E402  # only where grpcio is
     DefaultChannelResolver,
     GrpcConnector,
     WorkerConnectError,
+    create_flight_client,
     read,
 )
 from resolver import _flight_wire as wire  # noqa: E402
@@ -405,3 +407,54 @@ def test_a_client_of_another_loop_says_whose_it_is(url):
             second.run(used(client))
         first.run(used(client))
         first.run(client.close())
+
+
+class Relaying(grpc.UnaryStreamClientInterceptor, grpc.StreamStreamClientInterceptor):
+    """As many are written: generators, which are no calls."""
+
+    def __init__(self):
+        self.ended = threading.Event()
+
+    def intercept_unary_stream(self, continuation, details, request):
+        try:
+            yield from continuation(details, request)
+        finally:
+            self.ended.set()
+
+    def intercept_stream_stream(self, continuation, details, requests):
+        yield from continuation(details, requests)
+
+
+@pytest.fixture
+def relayed(url):
+    relaying = Relaying()
+    with grpc.insecure_channel(url.removeprefix("http://")) as channel:
+        intercepted = grpc.intercept_channel(channel, relaying)
+        with create_flight_client(intercepted) as client:
+            yield SimpleNamespace(client=client, ended=relaying.ended)
+
+
+def test_a_generator_of_an_interceptor_is_read_as_a_call(relayed):
+    assert relayed.client.do_get(flight.Ticket(b"plain")).read_all().num_rows == 9
+    with pytest.raises(flight.FlightInternalError):
+        list(relayed.client.do_action("any"))
+
+
+@pytest.mark.parametrize("how", ["cancelled", "dropped"])
+def test_a_generator_of_an_interceptor_ends_with_its_stream(relayed, handler, how):
+    handler.ended.clear()
+    reader = relayed.client.do_get(flight.Ticket(b"endless"))
+    reader.read_chunk()
+    if how == "cancelled":
+        reader.cancel()
+    else:
+        del reader
+        gc.collect()
+    assert relayed.ended.wait(30)
+    assert handler.ended.wait(30), "the server was not told"
+
+
+def test_a_generator_where_batches_are_written_is_refused(relayed):
+    """It would begin with the first read, so the writer would wait for ever."""
+    with pytest.raises(TypeError, match="an interceptor of do_put returned generator"):
+        relayed.client.do_put(DESCRIPTOR, BATCHES[0].schema)
