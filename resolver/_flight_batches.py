@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _CONTINUATION: Final = b"\xff\xff\xff\xff"
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
+_CONTINUES: Final = -1  # before the length of a message's metadata
 _U16, _U32, _I32, _I64 = (struct.Struct(form).unpack_from for form in ("<H", "<I", "<i", "<q"))
 _NOTHING: Final = memoryview(b"")
 
@@ -86,10 +87,14 @@ class BatchEncoder:
             pa.PythonFile(self._sink, mode="w"), schema, options=options
         )
         self._schema = schema
+        self._options = options
 
     def begin(self, descriptor: bytes = b"") -> FlightData:
         """The message that opens the stream."""
-        (message,) = _messages(memoryview(self._schema.serialize()))
+        sink = pa.BufferOutputStream()
+        # Not serialize(), which knows no options.
+        pa.ipc.new_stream(sink, self._schema, options=self._options).close()
+        message = next(_messages(memoryview(sink.getvalue())))
         return message._replace(descriptor=memoryview(descriptor))
 
     def encode(self, batch: pa.RecordBatch, app_metadata: bytes = b"") -> list[FlightData]:
@@ -191,9 +196,13 @@ def _messages(view: memoryview) -> Iterator[FlightData]:
     """The messages of a piece of an IPC stream, which holds whole ones."""
     at = 0
     while at < len(view):
-        (size,) = struct.unpack_from("<i", view, at + 4)
-        header = view[at + 8 : at + 8 + size]
-        at += 8 + size
+        (size,) = struct.unpack_from("<i", view, at)
+        at += 4
+        if size == _CONTINUES:  # always, but in the format of before Arrow 0.15
+            (size,) = struct.unpack_from("<i", view, at)
+            at += 4
+        header = view[at : at + size]
+        at += size
         body = view[at : at + _kind_and_size(header)[1]]
         at += len(body)
         yield FlightData(_NOTHING, header, _NOTHING, body)

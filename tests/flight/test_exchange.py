@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import struct
 import threading
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import flight
 
+from resolver._flight_batches import BatchEncoder
 from tests.support.threads import Background
 
 pytest.importorskip("grpc")
@@ -44,6 +46,32 @@ def descriptor(what: str) -> flight.FlightDescriptor:
 
 def numbers(chunks) -> list[int]:
     return [number for chunk in chunks for number in chunk.data["n"].to_pylist()]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pa.ipc.IpcWriteOptions(metadata_version=pa.ipc.MetadataVersion.V4),
+        pa.ipc.IpcWriteOptions(use_legacy_format=True),
+        pa.ipc.IpcWriteOptions(compression="zstd"),
+    ],
+    ids=["version 4", "legacy", "zstd"],
+)
+def test_what_is_written_is_as_the_options_say(url, options):
+    from resolver import GrpcConnector
+
+    batch = pa.record_batch({"n": [1], "d": pa.array(["x"]).dictionary_encode()})
+    encoder = BatchEncoder(batch.schema, options)
+    for message in (encoder.begin(), *encoder.encode(batch)):
+        framed = struct.pack("<ii", -1, len(message.header)) + bytes(message.header)
+        read = pa.ipc.read_message(pa.py_buffer(framed + bytes(message.body)))
+        assert read.metadata_version == options.metadata_version
+    with GrpcConnector().connect(url) as client:
+        writer, reader = client.do_exchange(descriptor("give"), write_options=options, timeout=60)
+        writer.begin(batch.schema)
+        writer.write_batch(batch)
+        assert numbers([reader.read_chunk()]) == [0]
+        reader.cancel()
 
 
 class TestBlocking:
