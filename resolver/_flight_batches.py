@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _CONTINUATION: Final = b"\xff\xff\xff\xff"
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
-_CONTINUES: Final = -1  # before the length of a message's metadata
 _U16, _U32, _I32, _I64 = (struct.Struct(form).unpack_from for form in ("<H", "<I", "<i", "<q"))
 _NOTHING: Final = memoryview(b"")
 
@@ -196,11 +195,11 @@ def _messages(view: memoryview) -> Iterator[FlightData]:
     """The messages of a piece of an IPC stream, which holds whole ones."""
     at = 0
     while at < len(view):
+        # Always, but in the format of before Arrow 0.15.
+        if bytes(view[at : at + 4]) == _CONTINUATION:
+            at += 4
         (size,) = struct.unpack_from("<i", view, at)
         at += 4
-        if size == _CONTINUES:  # always, but in the format of before Arrow 0.15
-            (size,) = struct.unpack_from("<i", view, at)
-            at += 4
         header = view[at : at + size]
         at += size
         body = view[at : at + _kind_and_size(header)[1]]
