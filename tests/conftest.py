@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import platform
+import signal
 import sys
 import sysconfig
 
@@ -14,6 +15,9 @@ from hypothesis import HealthCheck, settings
 from resolver import _backend
 
 faulthandler.enable()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell starts what runs in the background; tests that press Ctrl-C inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
