@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from ._worker import WorkerServer
 
-logger = logging.getLogger("resolver")
-
 __all__ = ["TOKEN_VARIABLE", "Owner", "inherited_token", "serve"]
+
+logger = logging.getLogger("resolver")
 
 TOKEN_VARIABLE: Final = "RESOLVER_WORKER_TOKEN"  # noqa: S105  # a name, not a token
 """The environment variable in which an owner hands its workers their token."""

@@ -73,6 +73,13 @@ def identity(resolver: DefaultChannelResolver, url: str) -> str:
     return result.body.to_pybytes().decode()
 
 
+async def aio_identity(resolver: Any, url: str) -> str:
+    """The same of an asyncio resolver."""
+    client = await resolver.get_flight_client_for_url(url)
+    results = [result async for result in client.do_action(flight.Action("identity", b""))]
+    return results[0].body.to_pybytes().decode()
+
+
 def test_a_changed_file_is_noticed(resolver, server, files, signer) -> None:
     assert identity(resolver, server.url) == FIRST
     files.replace(signer.issue(SECOND))
@@ -316,19 +323,13 @@ def test_asyncio_clients_rotate_too(server, tls, files, signer) -> None:
 
     async def main() -> None:
         async with aio.DefaultChannelResolver(aio.GrpcConnector(tls=tls)) as resolver:
-
-            async def named() -> str:
-                client = await resolver.get_flight_client_for_url(server.url)
-                results = [r async for r in client.do_action(flight.Action("identity", b""))]
-                return results[0].body.to_pybytes().decode()
-
-            assert await named() == FIRST
+            assert await aio_identity(resolver, server.url) == FIRST
             client = await resolver.get_flight_client_for_url(server.url)
             stream = await client.do_get(flight.Ticket(b"200"))
             rows = (await anext(aiter(stream))).data.num_rows
             files.replace(signer.issue(SECOND))
             await until(lambda: resolver.urls() == [])
-            assert await named() == SECOND
+            assert await aio_identity(resolver, server.url) == SECOND
             assert await resolver.get_flight_client_for_url(server.url) is not client
             rows += sum([chunk.data.num_rows async for chunk in stream])
             assert rows == 200 * 1_024
@@ -344,29 +345,23 @@ def test_asyncio_callers_never_fail_while_credentials_rotate(server, tls, files,
 
     async def main() -> set[str]:
         async with aio.DefaultChannelResolver(aio.GrpcConnector(tls=tls)) as resolver:
-
-            async def named() -> str:
-                client = await resolver.get_flight_client_for_url(server.url)
-                results = [r async for r in client.do_action(flight.Action("identity", b""))]
-                return results[0].body.to_pybytes().decode()
-
-            assert await named() == FIRST
+            assert await aio_identity(resolver, server.url) == FIRST
             done = asyncio.Event()
 
             async def call_on() -> set[str]:
                 seen = set()
                 while not done.is_set():
-                    seen.add(await named())
+                    seen.add(await aio_identity(resolver, server.url))
                 return seen
 
             callers = [asyncio.create_task(call_on()) for _ in range(8)]
             try:
                 for name in names:
                     files.certificate.write_bytes(signer.issue("half@a.pair").certificate)
-                    await asyncio.sleep(0.1)  # a look or two at what does not fit together
+                    tls.refresh()  # a look at what does not fit together
                     files.replace(signer.issue(name))
                     tls.rotate()
-                    assert await named() == name
+                    assert await aio_identity(resolver, server.url) == name
             finally:
                 done.set()
             return set().union(*await asyncio.gather(*callers))
