@@ -33,7 +33,8 @@ class DistributedOptions:
     bytes_per_task: int = _option(  # type: ignore[assignment]
         8 * MIB,
         "Bytes. A stage that reads other stages gets one task for each this many bytes of "
-        "measured input, up to one per worker: small partitions are merged. 0: one per worker.",
+        "measured input, up to one per worker: small partitions are merged, and so are stages "
+        "that need one task all together. 0: one per worker.",
     )
     coordinator_threshold: int = _option(  # type: ignore[assignment]
         1 * MIB,

@@ -74,8 +74,7 @@ class DistributedPhysicalOptimizerRule:
         options = options or DistributedOptions()
         try:
             worker_context = worker_context or bare_session()
-            root = _encoded(plan, context, worker_context, options, functions)
-            head = cut(tree_of(plan, root))
+            root, head = _encoded(plan, context, worker_context, options, functions)
             _check_sources(root, stores, options)
             _check_worthwhile(head, workers)
         except (_NotDistributableError, TreeError) as reason:
@@ -111,8 +110,8 @@ def _encoded(
     worker_context: datafusion.SessionContext,
     options: DistributedOptions,
     functions: Collection[str],
-) -> PlanNode:
-    """The plan's bytes, proven to mean the same in a worker's session."""
+) -> tuple[PlanNode, Stage]:
+    """The plan as its bytes say it, proven to mean the same in a worker's session; and cut."""
     displayed = plan.display_indent()
     if "DynamicFilter" in displayed:
         raise _NotDistributableError("a dynamic filter connects parts of the plan while it runs")
@@ -125,7 +124,7 @@ def _encoded(
         ) from error
     try:
         root = PlanNode.parse(data)
-        cut(tree_of(plan, root))  # the plainest reason first
+        head = cut(tree_of(plan, root))  # the plainest reason first
     except PlanDecodeError as error:
         raise _NotDistributableError(str(error)) from error
     pickled = inlined != data
@@ -138,6 +137,8 @@ def _encoded(
                 "session's builder and to the workers' with with_udf, or set the option python_udfs"
             )
         data = inlined
+        root = PlanNode.parse(data)
+        head = cut(tree_of(plan, root))
     try:
         decoded = decode_plan(data, worker_context, allow_python_udfs=pickled)
     except InvalidPlanError as error:
@@ -146,7 +147,7 @@ def _encoded(
         ) from error
     if decoded.display_indent() != displayed:
         raise _NotDistributableError("the plan changes on the wire")
-    return PlanNode.parse(data)
+    return root, head
 
 
 def _by_name(inlined: bytes, functions: Collection[str]) -> bool:

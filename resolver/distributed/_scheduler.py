@@ -29,7 +29,8 @@ from ._batches import merged_schema
 from ._calls import TaskRefusedError
 from ._errors import DistributedError, WorkerLostError
 from ._inputs import InputLostError
-from ._sizes import Measured, task_count
+from ._plan_proto import PlanNode
+from ._sizes import Measured, reads_little, task_count
 from ._threads import call_all
 from ._tree import Boundary, Share, Stage, Tree
 
@@ -94,6 +95,11 @@ class _Settled:
     tree: Tree
     inputs: Mapping[int, StageRun]
     decisions: tuple[str, ...] = ()
+    one_task: bool = False  # for it holds what were stages of their own
+
+    def after(self, decisions: Iterable[str]) -> _Settled:
+        """The same, with what had been decided before."""
+        return replace(self, decisions=(*decisions, *self.decisions))
 
 
 class Scheduler:
@@ -140,25 +146,38 @@ class Scheduler:
 
     # Settling: inputs first, then decisions.
 
-    def settle(self, stage: Stage) -> _Settled:
-        """Run everything below ``stage`` and decide how its own tree will run."""
+    def settle(self, stage: Stage, *, may_merge: bool = True) -> _Settled:
+        """Run everything below ``stage`` and decide how its own tree will run.
+
+        A stage below that one task would run is left to the task that reads it, if that
+        is one task too: ``may_merge``.
+        """
         tree = stage.tree
         decisions: dict[str, None] = {}  # each once
         runs: dict[int, StageRun] = {}
         prepared: dict[int, _Settled] = {}
+        little: dict[int, _Settled] = {}
         spared = read_by_every_task(tree, self._options)
         while True:
             inputs = [leaf.source for leaf in tree.walk() if leaf.source is not None]
             missing = [below for below in inputs if below.number not in runs]
             if not missing:
                 break
+            settled = {**prepared, **little}
+            merged = self._merged(stage, tree, missing, runs, settled) if may_merge else None
+            if merged is not None:
+                return merged.after(decisions)
             wanted = [below for below in missing if below.number not in spared]
-            calls = self._steps(wanted, waits_for_build_side(tree, runs), prepared)
+            waiting = waits_for_build_side(tree, runs)
+            mergeable = _may_be_merged(missing, self._options) if may_merge else frozenset()
+            calls = self._steps(wanted, waiting, mergeable, settled)
             for number, result in call_all(calls, name=f"stage-{stage.number}"):
-                if isinstance(result, _Settled):
+                if isinstance(result, StageRun):
+                    runs[number] = result
+                elif number in waiting:
                     prepared[number] = result
                 else:
-                    runs[number] = result
+                    little[number] = result
             tree = self._adapted(tree, runs, prepared, decisions)
             spared = frozenset()  # what is still there is needed after all
         needed = {below.number for below in inputs}
@@ -168,16 +187,46 @@ class Scheduler:
         return _Settled(tree, {number: runs[number] for number in sorted(needed)}, tuple(decisions))
 
     def _steps(
-        self, wanted: Sequence[Stage], waiting: Collection[int], prepared: Mapping[int, _Settled]
+        self,
+        wanted: Sequence[Stage],
+        waiting: Collection[int],
+        mergeable: Collection[int],
+        settled: Mapping[int, _Settled],
     ) -> list[Callable[[], tuple[int, StageRun | _Settled]]]:
         """Run these stages, but those that wait for a build side only up to their own tree."""
         steps: list[Callable[[], tuple[int, StageRun | _Settled]]] = []
         for below in wanted:
             if below.number not in waiting:
-                steps.append(functools.partial(self._completed, below, prepared))
-            elif below.number not in prepared:
+                may_wait = below.number in mergeable and below.number not in settled
+                steps.append(functools.partial(self._completed, below, settled, may_wait=may_wait))
+            elif below.number not in settled:
                 steps.append(functools.partial(self._prepared, below))
         return steps
+
+    def _merged(
+        self,
+        stage: Stage,
+        tree: Tree,
+        missing: Sequence[Stage],
+        runs: Mapping[int, StageRun],
+        settled: Mapping[int, _Settled],
+    ) -> _Settled | None:
+        """``tree`` with what ``missing`` would run in it, if one task is enough for it all."""
+        if not all(below.number in settled for below in missing):
+            return None
+        below = {stage.number: settled[stage.number] for stage in missing}
+        inputs = {**runs, **{n: run for one in below.values() for n, run in one.inputs.items()}}
+        whole = _replaced(tree, {number: one.tree for number, one in below.items()})
+        read = [leaf.source.number for leaf in whole.walk() if leaf.source is not None]
+        measured = {number: inputs[number].measured() for number in read}
+        if len(read) != len(measured) or not reads_little(whole, measured, self._options):
+            return None
+        decisions = [decision for one in below.values() for decision in one.decisions]
+        decisions += [
+            f"stage {number} reads little, so one task runs it and stage {stage.number}"
+            for number in below
+        ]
+        return _Settled(whole, {n: inputs[n] for n in sorted(measured)}, tuple(decisions), True)
 
     def _adapted(
         self,
@@ -209,11 +258,12 @@ class Scheduler:
         for created in adapted.created:
             # It may read another that was created before it, or a side that waited in vain.
             calls = [
-                functools.partial(self._completed, below, prepared)
+                functools.partial(self._complete, below, prepared.get(below.number))
                 for below in created.inputs
                 if below.number not in known
             ]
-            known.update(call_all(calls, name=f"stage-{created.number}"))
+            made = call_all(calls, name=f"stage-{created.number}")
+            known.update({run.number: run for run in made})
             inputs = {below.number: known[below.number] for below in created.inputs}
             prepared[created.number] = _Settled(_as_run(created.tree, inputs), inputs)
         for leaf in adapted.tree.walk():
@@ -221,11 +271,17 @@ class Scheduler:
                 runs[leaf.source.number] = known[leaf.source.number]
         return _as_run(adapted.tree, runs)
 
-    def _completed(self, stage: Stage, prepared: Mapping[int, _Settled]) -> tuple[int, StageRun]:
-        return stage.number, self._complete(stage, prepared.get(stage.number))
+    def _completed(
+        self, stage: Stage, prepared: Mapping[int, _Settled], *, may_wait: bool = False
+    ) -> tuple[int, StageRun | _Settled]:
+        settled = prepared.get(stage.number) or self.settle(stage)
+        if may_wait and reads_little(settled.tree, _sizes_of(settled.inputs), self._options):
+            return stage.number, settled
+        return stage.number, self._complete(stage, settled)
 
     def _prepared(self, stage: Stage) -> tuple[int, StageRun | _Settled]:
-        return stage.number, self.settle(stage)
+        # Its tree may become a part of another one that several tasks run.
+        return stage.number, self.settle(stage, may_merge=False)
 
     def _new_number(self) -> int:
         return next(self._numbers)
@@ -271,8 +327,9 @@ class Scheduler:
             settled = self.settle(stage)
         stage = Stage(stage.number, stage.boundary, settled.tree, stage.whole)
         run = StageRun(stage, settled.inputs)
-        measured = {number: below.measured() for number, below in settled.inputs.items()}
-        self._place(run, task_count(stage, measured, self._options, len(self._live())))
+        measured = _sizes_of(settled.inputs)
+        workers = 1 if settled.one_task else len(self._live())
+        self._place(run, task_count(stage, measured, self._options, workers))
         self._report.decided(stage.number, settled.decisions)
         self._report.started(stage, [(task.index, task.url, task.tree) for task in run.tasks])
         call_all(
@@ -462,10 +519,34 @@ def _as_run(tree: Tree, runs: Mapping[int, StageRun]) -> Tree:
     return tree.over(*(_as_run(child, runs) for child in tree.children))
 
 
+def _sizes_of(inputs: Mapping[int, StageRun]) -> dict[int, Measured]:
+    return {number: below.measured() for number, below in inputs.items()}
+
+
+def _may_be_merged(stages: Sequence[Stage], options: DistributedOptions) -> frozenset[int]:
+    """Those of the inputs of one stage that may wait for whether one task reads them all.
+
+    They would wait in vain for one that is too much for it, unless that is ready by then.
+    """
+
+    def is_big(stage: Stage) -> bool:
+        return any(not reads_little(below.tree, {}, options) for below in stage.walk())
+
+    big = [stage for stage in stages if is_big(stage)]
+    return frozenset(
+        stage.number
+        for stage in stages
+        if all(other is stage or other.depth < stage.depth for other in big)
+    )
+
+
 def _replaced(tree: Tree, trees: Mapping[int, Tree]) -> Tree:
     """``tree`` with the outputs of these stages replaced by what the stages would run."""
     if tree.source is not None:
-        return trees.get(tree.source.number, tree)
+        inside = trees.get(tree.source.number, tree)
+        if tree.source.boundary is Boundary.BROADCAST and inside.partitions > 1:
+            return Tree(PlanNode.coalesce(), "CoalescePartitionsExec", (inside,))
+        return inside
     return tree.over(*(_replaced(child, trees) for child in tree.children))
 
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Final
 from ._tree import Boundary, Stage, Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from ._options import DistributedOptions
     from ._plan_proto import PlanNode
 
-__all__ = ["Measured", "is_tiny", "rows_and_bytes", "task_count"]
+__all__ = ["Measured", "is_tiny", "reads_little", "rows_and_bytes", "task_count"]
 
 _ROW_BY_ROW: Final = frozenset({"coalesce_batches", "cooperative", "filter", "projection"})
 _LEAST_ROW: Final = 8  # bytes of a row in memory, at least
@@ -64,13 +64,9 @@ def task_count(
     stage: Stage, measured: Mapping[int, Measured], options: DistributedOptions, workers: int
 ) -> int:
     """How many tasks a stage is worth, at most one per worker."""
-    nodes = list(_divided(stage.tree))
-    scans = [node for node in nodes if node.is_scan]
-    tables = [node.memory_partitions for node in nodes if node.kind == "memory_scan"]
-    pieces = sum(node.file_ranges for node in scans) + sum(map(len, tables))
-    size = rows_and_bytes(measured, stage.tree).bytes
+    pieces, size = _scanned(_divided(stage.tree))
+    size += rows_and_bytes(measured, stage.tree).bytes
     if pieces:
-        size += sum(node.file_bytes for node in scans) + sum(map(sum, tables))
         worth = math.ceil(pieces / options.files_per_task)
         if options.scan_bytes_per_task:
             worth = min(worth, math.ceil(size / options.scan_bytes_per_task))
@@ -79,6 +75,39 @@ def task_count(
     else:
         worth = workers
     return max(1, min(worth, workers, stage.divisible))
+
+
+def reads_little(tree: Tree, measured: Mapping[int, Measured], options: DistributedOptions) -> bool:
+    """Whether all that ``tree`` reads is no more than a task's worth, of files as of stages.
+
+    A stage that is not among those ``measured`` counts for nothing.
+    """
+    known = [
+        measured[leaf.source.number].bytes
+        for leaf in tree.walk()
+        if leaf.source is not None and leaf.source.number in measured
+    ]
+    nodes = [below.node for below in tree.walk()]
+    files = max(_scanned(nodes)[1], _LEAST_ROW * sum(_rows_of(node) for node in nodes))
+    if files > options.scan_bytes_per_task:
+        return False
+    return 0 < options.bytes_per_task >= sum(known) + files
+
+
+def _rows_of(node: PlanNode) -> int:
+    return (node.file_rows or 0) if node.is_scan else 0
+
+
+def _scanned(nodes: Iterable[PlanNode]) -> tuple[int, int]:
+    """How many pieces of files and of tables in memory these nodes read, and their bytes."""
+    pieces = size = 0
+    for node in nodes:
+        if node.is_scan:
+            pieces, size = pieces + node.file_ranges, size + node.file_bytes
+        elif node.kind == "memory_scan":
+            pieces += len(node.memory_partitions)
+            size += sum(node.memory_partitions)
+    return pieces, size
 
 
 def _divided(tree: Tree) -> Iterator[PlanNode]:

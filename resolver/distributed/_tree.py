@@ -24,7 +24,7 @@ __all__ = ["Boundary", "Share", "Stage", "Tree", "TreeError", "tree_of"]
 _SORTED: Final = frozenset({"sort", "sort_preserving_merge", "sort_merge_join", "window"})
 _ONE_PARTITION: Final = frozenset({"coalesce_partitions", "sort_preserving_merge"})
 
-_CAST: Final = re.compile(r"\b(?:TRY_)?CAST\(")
+_CAST: Final = re.compile(r"\b(?:TRY_)?CAST\(|\bAS (?:Decimal\d+|Timestamp|Time\d+|Duration)\(")
 _CALL: Final = re.compile(r"[^\s(\[,]\(")
 
 # These emit rows of the build side by themselves. With that side in every task, every
@@ -75,6 +75,11 @@ class Stage:
             return 1
         top = self.tree
         return (top.children[0] if top.node.is_hash_repartition else top).partitions
+
+    @property
+    def depth(self) -> int:
+        """How many stages run one after another until it has, itself included."""
+        return 1 + max((stage.depth for stage in self.inputs), default=0)
 
     def walk(self) -> Iterator[Stage]:
         """Yield the stage and all below it, consumers first."""

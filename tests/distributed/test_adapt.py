@@ -16,7 +16,7 @@ from resolver.distributed._cutter import cut
 from resolver.distributed._options import DistributedOptions
 from resolver.distributed._plan_proto import JoinType, PlanNode
 from resolver.distributed._sizes import Measured, is_tiny, task_count
-from resolver.distributed._tree import Boundary, Share, tree_of
+from resolver.distributed._tree import Boundary, Share, Tree, tree_of
 from resolver.distributed._workers import WorkerSlots
 
 WORKERS = [WorkerSlots(f"http://127.0.0.1:{port}", 1) for port in (1, 2, 3)]
@@ -337,6 +337,14 @@ def test_any_function_may_be_a_volatile_one_but_a_cast_is_not(planning):
         return dataclasses.replace(tree, line=line, children=tuple(map(calling, tree.children)))
 
     assert not is_tiny(dataclasses.replace(build, tree=calling(build.tree)), DistributedOptions())
+
+
+def test_the_type_of_a_cast_is_no_call():
+    node = PlanNode.coalesce()
+    plain = "ProjectionExec: expr=[CAST(a@0 AS Decimal128(19, 6)) as b, a@0 AS Timestamp(ns) as c]"
+    assert not Tree(node, plain).may_be_volatile
+    assert Tree(node, plain.replace("a@0", "random()")).may_be_volatile
+    assert Tree(node, plain.replace("AS Decimal128", "+ Decimal128")).may_be_volatile
 
 
 def test_a_small_build_side_is_a_stage_where_the_division_is_relied_on(planning):

@@ -52,6 +52,7 @@ def session(request: pytest.FixtureRequest, folder: Path) -> Iterator[SessionCon
     builder = SessionStateBuilder()
     if request.param != 2:  # with two, as it comes; else small files too are spread
         builder.with_distributed_option("scan_bytes_per_task", 0)
+        builder.with_distributed_option("bytes_per_task", 0)
     with DefaultChannelResolver() as resolver, LocalCluster(workers=request.param) as cluster:
         yield with_tables(cluster.session(resolver, builder=builder), folder)
 
@@ -98,6 +99,7 @@ def fleet_session(fleet: Fleet, folder: Path) -> Iterator[SessionContext]:
             .with_physical_optimizer_rule(DistributedPhysicalOptimizerRule())
             .with_distributed_channel_resolver(resolver)
             .with_distributed_option("scan_bytes_per_task", 0)
+            .with_distributed_option("bytes_per_task", 0)
             .build()
         )
         yield with_tables(SessionContext(state), folder)
