@@ -16,21 +16,28 @@ import itertools
 import logging
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
-
-import pyarrow as pa
 
 from resolver._errors import ResolverError, WorkerConnectError
 
 from . import _wire
 from ._adapt import adapt, read_by_every_task, waits_for_build_side
-from ._batches import merged_schema
 from ._calls import TaskRefusedError
 from ._errors import DistributedError, WorkerLostError
 from ._inputs import InputLostError
-from ._plan_proto import PlanNode
-from ._sizes import Measured, reads_little, task_count
+from ._runs import (
+    Output,
+    StageRun,
+    TaskRun,
+    as_run,
+    is_latest,
+    measured_of,
+    replaced,
+    sizes_of,
+    stage_input,
+)
+from ._sizes import reads_little, task_count
 from ._threads import call_all
 from ._tree import Boundary, Share, Stage, Tree
 
@@ -48,47 +55,6 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Output:
-    """What one attempt at a task left on its worker, and what it was made from."""
-
-    key: _wire.OutputKey
-    url: str
-    report: _wire.TaskReport
-    read: tuple[tuple[TaskRun, _wire.OutputKey], ...]
-
-
-@dataclass(slots=True, eq=False)
-class TaskRun:
-    """One task of a stage. ``output`` changes under ``lock`` only."""
-
-    stage: StageRun
-    index: int
-    tree: Tree
-    url: str
-    lock: threading.RLock = field(default_factory=threading.RLock)
-    output: _Output | None = None
-    attempts: int = 0
-    failures: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class StageRun:
-    """A stage with its tree settled and its tasks placed."""
-
-    stage: Stage
-    inputs: Mapping[int, StageRun]
-    tasks: list[TaskRun] = field(default_factory=list)
-
-    @property
-    def number(self) -> int:
-        return self.stage.number
-
-    def measured(self) -> Measured:
-        """What there is now, of whichever attempts: a matter of size, not of rows."""
-        return _measured([task.output for task in self.tasks if task.output is not None])
-
-
-@dataclass(frozen=True, slots=True)
 class _Settled:
     """A stage whose inputs have run: its tree, and who they are by number."""
 
@@ -103,7 +69,7 @@ class _Settled:
 
 
 class Scheduler:
-    """Runs the stages of one query. Made for one query; ``run_inputs`` is called once."""
+    """Runs the stages of one query. Made for one query; ``settle_head`` is called once."""
 
     def __init__(
         self,
@@ -216,7 +182,7 @@ class Scheduler:
             return None
         below = {stage.number: settled[stage.number] for stage in missing}
         inputs = {**runs, **{n: run for one in below.values() for n, run in one.inputs.items()}}
-        whole = _replaced(tree, {number: one.tree for number, one in below.items()})
+        whole = replaced(tree, {number: one.tree for number, one in below.items()})
         read = [leaf.source.number for leaf in whole.walk() if leaf.source is not None]
         measured = {number: inputs[number].measured() for number in read}
         if len(read) != len(measured) or not reads_little(whole, measured, self._options):
@@ -240,7 +206,7 @@ class Scheduler:
             tree,
             # A join is left out if its build side has no rows. Of mixed attempts, none may
             # have any though every one of them as a whole would have some.
-            {number: _measured(self._made(run.tasks).values()) for number, run in runs.items()},
+            {number: measured_of(self._made(run.tasks).values()) for number, run in runs.items()},
             {
                 # Its repartition was the shuffle that is not needed.
                 number: probe.tree.children[0]
@@ -265,17 +231,17 @@ class Scheduler:
             made = call_all(calls, name=f"stage-{created.number}")
             known.update({run.number: run for run in made})
             inputs = {below.number: known[below.number] for below in created.inputs}
-            prepared[created.number] = _Settled(_as_run(created.tree, inputs), inputs)
+            prepared[created.number] = _Settled(as_run(created.tree, inputs), inputs)
         for leaf in adapted.tree.walk():
             if leaf.source is not None and leaf.source.number in known:
                 runs[leaf.source.number] = known[leaf.source.number]
-        return _as_run(adapted.tree, runs)
+        return as_run(adapted.tree, runs)
 
     def _completed(
         self, stage: Stage, prepared: Mapping[int, _Settled], *, may_wait: bool = False
     ) -> tuple[int, StageRun | _Settled]:
         settled = prepared.get(stage.number) or self.settle(stage)
-        if may_wait and reads_little(settled.tree, _sizes_of(settled.inputs), self._options):
+        if may_wait and reads_little(settled.tree, sizes_of(settled.inputs), self._options):
             return stage.number, settled
         return stage.number, self._complete(stage, settled)
 
@@ -306,8 +272,8 @@ class Scheduler:
             runs.update(settled[number].inputs)
             decisions += settled[number].decisions
             decisions.append(f"stage {number} reads little, so the coordinator runs it")
-        tree = _replaced(head.tree, {number: settled[number].tree for number in small})
-        tree = _as_run(tree, runs)
+        tree = replaced(head.tree, {number: settled[number].tree for number in small})
+        tree = as_run(tree, runs)
         self._report.decided(head.number, decisions)
         self._report.head = tree
         return StageRun(Stage(head.number, head.boundary, tree, head.whole), runs)
@@ -327,7 +293,7 @@ class Scheduler:
             settled = self.settle(stage)
         stage = Stage(stage.number, stage.boundary, settled.tree, stage.whole)
         run = StageRun(stage, settled.inputs)
-        measured = _sizes_of(settled.inputs)
+        measured = sizes_of(settled.inputs)
         workers = 1 if settled.one_task else len(self._live())
         self._place(run, task_count(stage, measured, self._options, workers))
         self._report.decided(stage.number, settled.decisions)
@@ -396,12 +362,12 @@ class Scheduler:
         leaves = [leaf for leaf in tree.walk() if leaf.source is not None]
         needed = {leaf.source.number for leaf in leaves if leaf.source is not None}
         there = self._made(task for number in sorted(needed) for task in run.inputs[number].tasks)
-        inputs = tuple(_stage_input(leaf, run, there) for leaf in leaves)
+        inputs = tuple(stage_input(leaf, run, there) for leaf in leaves)
         return inputs, tuple((task, output.key) for task, output in there.items())
 
-    def _made(self, tasks: Iterable[TaskRun]) -> dict[TaskRun, _Output]:
+    def _made(self, tasks: Iterable[TaskRun]) -> dict[TaskRun, Output]:
         """The outputs of ``tasks``, all of them there and made from one another."""
-        outputs: dict[TaskRun, _Output | None] = dict.fromkeys(tasks)
+        outputs: dict[TaskRun, Output | None] = dict.fromkeys(tasks)
         while True:
             # Looked at once: others may be making some of these again at the same time.
             outputs = {task: task.output for task in outputs}
@@ -419,13 +385,13 @@ class Scheduler:
             if id(task) not in seen:
                 output = task.output
                 seen[id(task)] = output is not None and all(
-                    _is_latest(below, key) and counts(below) for below, key in output.read
+                    is_latest(below, key) and counts(below) for below, key in output.read
                 )
             return seen[id(task)]
 
-        return all(_is_latest(task, key) and counts(task) for task, key in read)
+        return all(is_latest(task, key) and counts(task) for task, key in read)
 
-    def _is_usable(self, output: _Output | None, task: TaskRun) -> bool:
+    def _is_usable(self, output: Output | None, task: TaskRun) -> bool:
         return (
             output is not None
             and (output.report.files is not None or output.url not in self._lost)
@@ -461,7 +427,7 @@ class Scheduler:
         except (WorkerConnectError, WorkerLostError, InputLostError) as error:
             self._count_failure(task, error)
             return
-        task.output = _Output(key, url, report, read)
+        task.output = Output(key, url, report, read)
         self._report.finished(
             task.stage.number, task.index, url, report, time.monotonic() - started
         )
@@ -506,23 +472,6 @@ class Scheduler:
 _POLL: Final = 2.0  # seconds
 
 
-def _as_run(tree: Tree, runs: Mapping[int, StageRun]) -> Tree:
-    """``tree`` over the stages as they ran: not all have the partitions that were planned."""
-    if tree.source is not None:
-        run = runs.get(tree.source.number)
-        if run is None:
-            return tree
-        stage = run.stage
-        return replace(
-            tree, source=Stage(stage.number, tree.source.boundary, stage.tree, stage.whole)
-        )
-    return tree.over(*(_as_run(child, runs) for child in tree.children))
-
-
-def _sizes_of(inputs: Mapping[int, StageRun]) -> dict[int, Measured]:
-    return {number: below.measured() for number, below in inputs.items()}
-
-
 def _may_be_merged(stages: Sequence[Stage], options: DistributedOptions) -> frozenset[int]:
     """Those of the inputs of one stage that may wait for whether one task reads them all.
 
@@ -538,80 +487,3 @@ def _may_be_merged(stages: Sequence[Stage], options: DistributedOptions) -> froz
         for stage in stages
         if all(other is stage or other.depth < stage.depth for other in big)
     )
-
-
-def _replaced(tree: Tree, trees: Mapping[int, Tree]) -> Tree:
-    """``tree`` with the outputs of these stages replaced by what the stages would run."""
-    if tree.source is not None:
-        inside = trees.get(tree.source.number, tree)
-        if tree.source.boundary is Boundary.BROADCAST and inside.partitions > 1:
-            return Tree(PlanNode.coalesce(), "CoalescePartitionsExec", (inside,))
-        return inside
-    return tree.over(*(_replaced(child, trees) for child in tree.children))
-
-
-def _measured(outputs: Collection[_Output]) -> Measured:
-    reports = [output.report for output in outputs]
-    partitions = [partition for report in reports for partition in report.partitions]
-    alike = len({len(report.nodes) for report in reports}) == 1
-    nodes = zip(*(report.nodes for report in reports), strict=True) if alike else ()
-    return Measured(
-        sum(p.rows for p in partitions),
-        sum(p.bytes for p in partitions),
-        max((sum(node.rows for node in same) for same in nodes), default=0),
-    )
-
-
-def _is_latest(task: TaskRun, key: _wire.OutputKey) -> bool:
-    return task.output is not None and task.output.key == key
-
-
-def _stage_input(leaf: Tree, run: StageRun, there: Mapping[TaskRun, _Output]) -> _wire.StageInput:
-    """The partitions of ``leaf``, each with the outputs that it is made of."""
-    assert leaf.source is not None
-    outputs = [there[task] for task in run.inputs[leaf.source.number].tasks]
-    every = [
-        [_source(output, index) for index in range(len(output.report.partitions))]
-        for output in outputs
-    ]
-    if leaf.source.boundary is Boundary.SHUFFLE:
-        partitions = [list(sources) for sources in zip(*every, strict=True)]
-    elif leaf.source.boundary is Boundary.BROADCAST:
-        partitions = [[source for sources in every for source in sources]]
-    else:
-        partitions = [[source] for sources in every for source in sources]
-    if leaf.own is not None:
-        partitions = [partitions[index] for index in leaf.own]
-    return _wire.StageInput(
-        leaf.source.number,
-        _schema([output.report for output in outputs]),
-        tuple(tuple(s for s in sources if s.batches) for sources in partitions),
-    )
-
-
-def _source(output: _Output, partition: int) -> _wire.PartitionSource:
-    report, files = output.report.partitions[partition], output.report.files
-    return _wire.PartitionSource(
-        url=output.url,
-        output=output.key,
-        partition=partition,
-        rows=report.rows,
-        batches=report.batches,
-        size=report.bytes,
-        files=() if files is None else files[partition],
-    )
-
-
-def _schema(reports: Sequence[_wire.TaskReport]) -> bytes:
-    shown = [report for report in reports if not report.probed]
-    encoded = {report.schema for report in shown or reports}
-    if len(encoded) == 1:
-        return encoded.pop()
-    schemas = [pa.ipc.read_schema(pa.py_buffer(data)) for data in sorted(encoded)]
-    try:
-        merged: bytes = merged_schema(schemas).serialize().to_pybytes()
-    except ValueError as error:
-        raise DistributedError(
-            f"the tasks of one stage have no schema in common: {error}"
-        ) from error
-    return merged

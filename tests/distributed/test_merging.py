@@ -11,7 +11,8 @@ import pytest
 
 from resolver.distributed._options import DistributedOptions
 from resolver.distributed._report import RunReport
-from resolver.distributed._scheduler import _may_be_merged, _replaced, _Settled
+from resolver.distributed._runs import replaced
+from resolver.distributed._scheduler import _may_be_merged, _Settled
 from resolver.distributed._sizes import Measured, reads_little
 from tests.distributed.test_scheduler import (
     BROADCAST,
@@ -76,7 +77,7 @@ def test_a_build_side_of_several_partitions_becomes_one(nodes):
     stages = Stages(nodes)
     build = stages.stage(BROADCAST)
     assert build.tree.partitions > 1
-    tree = _replaced(stages.tree(build), {build.number: build.tree})
+    tree = replaced(stages.tree(build), {build.number: build.tree})
     assert tree.children[0].kind == "coalesce_partitions"
     assert tree.children[0].partitions == 1
 
