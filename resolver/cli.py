@@ -101,6 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     arguments = parser.parse_args(argv)
+    if sys.stdout is None:  # Python was started with it closed
+        print("resolver: stdout is closed, and there is nowhere to write", file=sys.stderr)
+        return 2
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         code = command(arguments)

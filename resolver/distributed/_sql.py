@@ -20,7 +20,7 @@ from resolver._errors import ResolverError
 
 from ._cluster import LocalCluster
 from ._named_tables import NamedTable
-from ._output import format_of, table_text, write
+from ._output import FORMATS, format_of, table_text, write
 from ._planner import DistributedPhysicalOptimizerRule
 from ._progress import ProgressLine
 from ._reported import start
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["QueryError", "Request", "run"]
 
+_TEXT: Final = ("", ".txt")
 _ONE_FILE: Final = ("parquet", "arrow")
 # Without a handler Python prints warnings to stderr. A worker that was lost is told by
 # the sentence of the error, or did not matter; a handler that somebody set still gets it.
@@ -84,8 +85,10 @@ def run(request: Request) -> None:
     if not statements:
         raise ValueError('there is no SQL to run; give it in quotes, such as "SELECT 1"')
     kind = request.output
-    if kind is None and request.output_file is not None:
-        kind = format_of(request.output_file.suffix)
+    if request.output_file is not None:
+        if not request.output_file.parent.is_dir():
+            raise ValueError(f"there is no folder for --output-file {request.output_file}")
+        kind = kind or _kind_of(request.output_file)
     if kind in _ONE_FILE and request.output_file is None and sys.stdout.isatty():
         raise ValueError(f"{kind} is not for a terminal; give --output-file, or redirect stdout")
     tables = [NamedTable.parse(text) for text in request.tables]
@@ -98,6 +101,15 @@ def run(request: Request) -> None:
         for number, statement in enumerate(statements, 1):
             with _failure_of(f"statement {number}: " if len(statements) > 1 else ""):
                 runner.run(statement)
+
+
+def _kind_of(file: Path) -> str | None:
+    """The format that the name of a file asks for; ``None``: a printed table."""
+    kind = format_of(file.suffix)
+    if kind is None and file.suffix not in _TEXT:
+        known = ", ".join(FORMATS)
+        raise ValueError(f"--output-file {file} ends in no known format; say --output {known}")
+    return kind
 
 
 def _session(request: Request, stack: contextlib.ExitStack) -> SessionContext:

@@ -466,6 +466,8 @@ def test_a_file_that_is_not_what_it_says_is_an_error(capfd, tmp_path):
         ([";"], "there is no SQL to run"),
         (["--file", "/no/such/query.sql"], "/no/such/query.sql"),
         (["--explain", "--output-file", "x", "SELECT 1"], "--explain prints"),
+        (["--output-file", "x.xlsx", "SELECT 1"], "x.xlsx ends in no known format; say --output"),
+        (["--output-file", "/no/such/x.csv", "SELECT 1"], "no folder for --output-file /no/such/"),
         (["--token-file", "token", "SELECT 1"], "--workers"),
         (["--workers", "http://user:pw@host:1", "SELECT 1"], "user"),
         (["--workers", "http://127.0.0.1:1", "--token-file", "/no/such", "SELECT 1"], "/no/such"),
@@ -476,6 +478,12 @@ def test_a_command_line_that_makes_no_sense_is_refused(capfd, arguments, message
     assert (code, out) == (2, "")
     assert message in err
     assert "pw" not in err
+
+
+def test_without_a_stdout_it_says_so(capfd, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it where it was closed
+    assert main(["sql", "SELECT 1"]) == 2
+    assert capfd.readouterr().err == "resolver: stdout is closed, and there is nowhere to write\n"
 
 
 @pytest.mark.parametrize(
