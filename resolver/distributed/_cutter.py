@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 from typing import Final
 
 from ._plan_proto import AggregateMode, PlanNode
@@ -118,7 +119,7 @@ class _Cutter:
             return self._collecting(tree)
         cut = tree.over(*(self._within(child) for child in tree.children))
         _check_partitions(cut)
-        return cut
+        return replace(cut, node=node.with_whole_files()) if node.is_scan else cut
 
     def _collecting(self, join: Tree) -> Tree:
         left, right = join.children

@@ -13,6 +13,7 @@ It must not decide anything: what may run where is the planner's business.
 from __future__ import annotations
 
 import enum
+import itertools
 import pickletools
 import re
 from dataclasses import dataclass
@@ -117,7 +118,9 @@ _MESSAGES: Final[dict[str, tuple[_Field, ...]]] = {
         ("path", 1, "string", False),
         ("size", 2, "uint64", False),
         ("last_modified_ns", 3, "uint64", False),
+        ("range", 5, "FileRange", False),
     ),
+    "FileRange": (("start", 1, "int64", False), ("end", 2, "int64", False)),
     "FileGroup": (("files", 1, "File", True),),
     "Statistics": (("rows", 1, "Precision", False),),
     "Precision": (("info", 1, "int32", False), ("value", 2, "Scalar", False)),
@@ -232,7 +235,14 @@ class JoinType(enum.IntEnum):
 
 _ABSENT: Final = 2  # of a statistic; otherwise it is exact, or an estimate from above
 _COLLECT_LEFT: Final = 0
+_SLIVER: Final = 0.1  # of what a group of files reads on average
 _PARTITIONED: Final = 1
+
+
+def _length(file: Any) -> int:
+    """Bytes that are read of a file."""
+    length: int = file.range.end - file.range.start if file.HasField("range") else file.size
+    return length
 
 
 class PlanDecodeError(ValueError):
@@ -613,6 +623,32 @@ class PlanNode:
         del kept[:]
         for index in groups:
             kept.add().CopyFrom(originals[index])
+        return copy
+
+    def with_whole_files(self) -> PlanNode:
+        """A scan without slivers: where its groups cut off little of a file, they do not.
+
+        Groups are cut at bytes, and a Parquet row group is read by whoever has its first byte:
+        with the first thousand bytes of a file goes a large part of its rows.
+        """
+        copy = self._copy()
+        groups = copy._body().base_conf.file_groups
+        pieces = [_length(file) for group in groups for file in group.files]
+        least = _SLIVER * sum(pieces) / max(1, len(groups))
+        for before, after in itertools.pairwise(groups):
+            if not before.files or not after.files:
+                continue
+            last, first = before.files[-1], after.files[0]
+            if not (last.path == first.path and last.HasField("range")):
+                continue
+            if not first.HasField("range") or last.range.end != first.range.start:
+                continue
+            if _length(last) < least and len(before.files) > 1:
+                first.range.start = last.range.start
+                del before.files[-1]
+            elif _length(first) < least and len(after.files) > 1:
+                last.range.end = first.range.end
+                del after.files[0]
         return copy
 
     def with_memory_partitions(self, partitions: Sequence[int]) -> PlanNode:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import duckdb
 import duckdb_extension_tpch
 import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 from datafusion import ExecutionPlan, SessionContext, col, udf
 
@@ -241,3 +243,66 @@ def test_python_functions_are_named_without_being_unpickled(planning):
     assert python_functions(b"nothing of the kind") == frozenset()
     with pytest.raises(PlanDecodeError):
         python_functions(b"DFPYUDF\x01\x03\x0b\x80\x05.")
+
+
+# Slivers of files.
+
+
+def scan_of(folder: Path, sizes: list[int], groups: int) -> tuple[SessionContext, PlanNode]:
+    """A scan of Parquet files of these many rows, one row group each, in groups of bytes."""
+    folder.mkdir(exist_ok=True)
+    for number, size in enumerate(sizes):
+        values = pa.array(random.Random(number).sample(range(1 << 40), size))
+        parquet.write_table(pa.table({"x": values}), folder / f"{number}.parquet")
+    session = configured(
+        {
+            "datafusion.execution.target_partitions": str(groups),
+            "datafusion.optimizer.repartition_file_min_size": "0",
+            **EXECUTION,
+        }
+    )
+    session.register_parquet("t", str(folder))
+    return session, encoded(session, "SELECT x FROM t")[1]
+
+
+def rows_of_groups(session: SessionContext, scan: PlanNode) -> list[int]:
+    plan = decoded(session, scan)
+    return [
+        sum(item.to_pyarrow().num_rows for item in session.execute(plan, index))
+        for index in range(plan.partition_count)
+    ]
+
+
+@pytest.mark.parametrize("larger", [1, 2])
+def test_a_sliver_of_a_file_stays_with_the_rest_of_it(tmp_path, larger):
+    """Of four files the second, or the third, is a little larger: it is cut near its end."""
+    sizes = [20_000] * 4
+    sizes[larger] += 100
+    session, scan = scan_of(tmp_path / "t", sizes, 2)
+    assert scan.file_ranges == 5, "it has been cut"
+    whole = scan.with_whole_files()
+    assert (whole.file_ranges, whole.file_groups) == (4, 2)
+    assert rows_of_groups(session, whole) == [sizes[0] + sizes[1], sizes[2] + sizes[3]]
+    assert whole.with_whole_files().to_bytes() == whole.to_bytes()
+
+
+def test_the_first_bytes_of_a_file_would_bring_a_row_group_along(tmp_path):
+    session, scan = scan_of(tmp_path / "t", [20_000, 20_000, 20_000, 20_100], 2)
+    assert rows_of_groups(session, scan) == [60_000, 20_100], "which is why"
+
+
+@pytest.mark.parametrize(("sizes", "groups"), [([9_000], 3), ([5_000, 9_000], 3), ([10, 9_000], 2)])
+def test_files_that_are_cut_for_good_keep_all_their_rows(tmp_path, sizes, groups):
+    session, scan = scan_of(tmp_path / "t", sizes, groups)
+    whole = scan.with_whole_files()
+    assert whole.file_groups == scan.file_groups
+    assert sum(rows_of_groups(session, whole)) == sum(sizes)
+    assert all(group.files for group in whole._body().base_conf.file_groups)
+
+
+def test_one_file_that_is_listed_twice_is_read_twice(planning):
+    scan = encoded(planning, "SELECT n_name FROM nation")[1]
+    scan = next(node for node in scan.walk() if node.is_scan)
+    entry = FileEntry("/a.parquet", 100, 1)
+    twice = scan.with_files([[entry, entry], [entry, entry]])
+    assert twice.with_whole_files().to_bytes() == twice.to_bytes()
