@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -10,7 +11,7 @@ import grpc.aio
 
 from resolver._headers import note_headers
 
-from ._call import Begins, Call, End, EndOnce
+from ._call import Begins, Call, End, EndOnce, left
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,16 +32,23 @@ class _Interceptor:
     def __init__(self, layer: Begins) -> None:
         self._layer = layer
 
-    async def _begin(self, details: Any) -> tuple[Call, Any, End | None]:
+    async def _begin(
+        self, details: Any, since: float | None = None
+    ) -> tuple[Call, Any, End | None]:
+        """``since``: the monotonic time from which the call's timeout counts; else from now."""
+        began = time.monotonic()
         method = details.method
         call = Call(
             method.decode("ascii") if isinstance(method, bytes) else method,
             list(details.metadata or ()),
-            details.timeout,
+            left(details.timeout, began if since is None else since),
         )
         end = await self._layer.begin_async(call)
         note_headers(call.headers)
-        changed = details._replace(timeout=call.timeout, metadata=grpc.aio.Metadata(*call.headers))
+        changed = details._replace(
+            timeout=left(call.timeout, began),  # the layer may have waited
+            metadata=grpc.aio.Metadata(*call.headers),
+        )
         return call, changed, end
 
     async def _intercept(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
@@ -77,10 +85,11 @@ class _RetryingUnaryUnary(_Interceptor, grpc.aio.UnaryUnaryClientInterceptor):  
     """Of a layer that may have a remedy for refused calls. It sees no ends."""
 
     async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
-        call, changed, _ = await self._begin(details)
+        since = time.monotonic()
+        call, changed, _ = await self._begin(details, since)
         outcome = await continuation(changed, request)
         if await outcome.code() is _REFUSED and await self._layer.refused_async(call):  # type: ignore[attr-defined]
-            return await continuation((await self._begin(details))[1], request)
+            return await continuation((await self._begin(details, since))[1], request)
         return outcome
 
 
@@ -88,7 +97,8 @@ class _RetryingUnaryStream(_Interceptor, grpc.aio.UnaryStreamClientInterceptor):
     """The same for streams: the first message tells whether it was refused."""
 
     async def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
-        call, changed, _ = await self._begin(details)
+        since = time.monotonic()
+        call, changed, _ = await self._begin(details, since)
         outcome = await continuation(changed, request)
         try:
             return _Begun(outcome, [await outcome.read()])
@@ -97,7 +107,7 @@ class _RetryingUnaryStream(_Interceptor, grpc.aio.UnaryStreamClientInterceptor):
                 return _Begun(outcome, [])
         if not await self._layer.refused_async(call):  # type: ignore[attr-defined]
             return _Begun(outcome, [])
-        return await continuation((await self._begin(details))[1], request)
+        return await continuation((await self._begin(details, since))[1], request)
 
 
 class _Begun(grpc.aio.UnaryStreamCall):  # type: ignore[misc]

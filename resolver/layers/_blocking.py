@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 
 from resolver._headers import note_headers
 
-from ._call import Begins, Call, End, EndOnce
+from ._call import Begins, Call, End, EndOnce, left
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,13 +47,16 @@ class _Interceptor(
     def __init__(self, layer: Begins) -> None:
         self._layer = layer
 
-    def _begin(self, details: Any) -> tuple[Call, _Details, End | None]:
-        call = Call(details.method, list(details.metadata or ()), details.timeout)
+    def _begin(self, details: Any, since: float | None = None) -> tuple[Call, _Details, End | None]:
+        """``since``: the monotonic time from which the call's timeout counts; else from now."""
+        began = time.monotonic()
+        given = left(details.timeout, began if since is None else since)
+        call = Call(details.method, list(details.metadata or ()), given)
         end = self._layer.begin(call)
         note_headers(call.headers)
         changed = _Details(
             call.method,
-            call.timeout,
+            left(call.timeout, began),  # the layer may have waited
             tuple(call.headers) or None,
             details.credentials,
             details.wait_for_ready,
@@ -88,20 +92,22 @@ class _Retrying(_Interceptor):
     """
 
     def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
-        call, changed, _ = self._begin(details)
+        since = time.monotonic()
+        call, changed, _ = self._begin(details, since)
         outcome = continuation(changed, request)
         # One that was begun with future() is still under way, and is its caller's to wait for.
         if outcome.done() and _is_refused(outcome) and self._layer.refused(call):  # type: ignore[attr-defined]
-            return continuation(self._begin(details)[1], request)
+            return continuation(self._begin(details, since)[1], request)
         return outcome
 
     def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
-        call, changed, _ = self._begin(details)
+        since = time.monotonic()
+        call, changed, _ = self._begin(details, since)
 
         def again() -> Any:
             if not self._layer.refused(call):  # type: ignore[attr-defined]
                 return None
-            return continuation(self._begin(details)[1], request)
+            return continuation(self._begin(details, since)[1], request)
 
         return _Retried(continuation(changed, request), again)
 

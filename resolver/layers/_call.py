@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
@@ -47,6 +48,11 @@ class Begins(Protocol):
     async def begin_async(self, call: Call) -> End | None:
         """As `begin`, without blocking the event loop."""
         ...
+
+
+def left(seconds: float | None, since: float) -> float | None:
+    """What is left of ``seconds`` that began at the monotonic time ``since``; None of None."""
+    return None if seconds is None else max(0.0, seconds - (time.monotonic() - since))
 
 
 class EndOnce:
