@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from ._cutter import input_of
-from ._plan_proto import AggregateMode, JoinType, PlanNode
+from ._plan_proto import AggregateMode, JoinType, PlanNode, column_expression
 from ._sizes import Measured, is_tiny
 from ._tree import Boundary, Stage, Tree
 
@@ -50,6 +50,8 @@ _NEEDS_PARTNERS_ONLY: Final = frozenset(
         JoinType.RIGHT_SEMI,
     }
 )
+# And of those no more than that there is one.
+_NEEDS_ONE_PARTNER: Final = frozenset({JoinType.LEFT_SEMI, JoinType.LEFT_ANTI, JoinType.LEFT_MARK})
 _SELECTIVE: Final = 0.5
 """A build side with less than this of the rows that it was made of drops probe rows too."""
 
@@ -273,15 +275,23 @@ class _Adapter:
             return None
         whole = replace(build, boundary=Boundary.BROADCAST)
         keys = replace(left, source=whole, line=f"{whole.boundary.value}: stage {whole.number}")
-        line = "HashJoinExec: mode=CollectLeft, join_type=RightSemi, on=keys of the join above"
-        rows = Tree(join.node.filtering_right(), line, (keys, self._probe_sides[probe.number]))
-        top = probe.tree.over(rows)
-        stage = Stage(self._new_number(), Boundary.SHUFFLE, top, probe.whole)
+        found = (keys, self._probe_sides[probe.number])
+        only = f"rows with a partner in stage {build.number}"
+        columns = join.node.left_key_columns
+        if join.node.join_type in _NEEDS_ONE_PARTNER and join.node.compares_keys_only and columns:
+            only = f"the keys of {only}, each once per task"
+            top, node = _keys_with_partner(join, probe, found, columns)
+            join, whole_stage = replace(join, node=node), top
+        else:
+            top, whole_stage = (
+                probe.tree.over(_partners(join, JoinType.RIGHT_SEMI, found)),
+                probe.whole,
+            )
+        stage = Stage(self._new_number(), Boundary.SHUFFLE, top, whole_stage)
         self.created.append(stage)
         self.decisions.append(
-            f"stage {stage.number} shuffles what stage {probe.number} would have, but only rows "
-            f"with a partner in stage {build.number}: {measured.rows:,} rows of "
-            f"{measured.most_rows:,}, {measured.bytes:,} bytes"
+            f"stage {stage.number} shuffles what stage {probe.number} would have, but only "
+            f"{only}: {measured.rows:,} rows of {measured.most_rows:,}, {measured.bytes:,} bytes"
         )
         return join.over(left, input_of(stage))
 
@@ -353,6 +363,34 @@ class _Adapter:
         self.created.append(stage)
         self.decisions.append(f"shuffled after its joins, not before: stage {stage.number}")
         return input_of(stage)
+
+
+def _partners(join: Tree, type_: JoinType, sides: tuple[Tree, Tree]) -> Tree:
+    """The rows of one of ``sides`` with a partner on the other, by the keys of ``join``."""
+    name = {JoinType.LEFT_SEMI: "LeftSemi", JoinType.RIGHT_SEMI: "RightSemi"}[type_]
+    line = f"HashJoinExec: mode=CollectLeft, join_type={name}, on=keys of the join above"
+    return Tree(join.node.finding_partners(type_), line, sides)
+
+
+def _keys_with_partner(
+    join: Tree, probe: Stage, sides: tuple[Tree, Tree], columns: Sequence[tuple[str, int]]
+) -> tuple[Tree, PlanNode]:
+    """The keys of the build side that have a partner, hashed as planned; and ``join`` over them.
+
+    Every task finds its own among the same keys. That some are found twice, by two tasks,
+    means nothing to ``join``.
+    """
+    rows = replace(_partners(join, JoinType.LEFT_SEMI, sides), may_repeat=True)
+    names = [f"key {index}" for index in range(len(columns))]
+    pairs = zip(columns, names, strict=True)
+    shown = ", ".join(f"{column}@{index} as {name}" for (column, index), name in pairs)
+    line = f"ProjectionExec: expr=[{shown}]"
+    keys = Tree(PlanNode.projection(columns, names), line, (rows,))
+    hashed = [column_expression(name, index) for index, name in enumerate(names)]
+    partitions = probe.tree.node.hash_partitions
+    line = f"RepartitionExec: partitioning=Hash(keys of the join above, {partitions})"
+    top = Tree(PlanNode.hash_repartition(hashed, partitions), line, (keys,))
+    return top, join.node.with_right_keys(hashed)
 
 
 def _is_hashed_by(side: Tree, keys: Sequence[bytes], partitions: int) -> bool:

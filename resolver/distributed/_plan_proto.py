@@ -32,6 +32,7 @@ __all__ = [
     "PlanDecodeError",
     "PlanNode",
     "WindowFunction",
+    "column_expression",
     "python_functions",
 ]
 
@@ -291,7 +292,15 @@ def python_functions(data: bytes) -> frozenset[str]:
     return frozenset(names)
 
 
-def _node_class() -> Any:
+def column_expression(name: str, index: int) -> bytes:
+    """A column of a node's input, encoded as an expression."""
+    expression = _Expression()
+    expression.column.name, expression.column.index = name, index
+    encoded: bytes = expression.SerializeToString()
+    return encoded
+
+
+def _classes() -> tuple[Any, Any]:
     proto = descriptor_pb2.FieldDescriptorProto
     scalars = {
         "int32": proto.TYPE_INT32,
@@ -328,10 +337,14 @@ def _node_class() -> Any:
 
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.PlanNode"))
+    found = [
+        pool.FindMessageTypeByName(f"{_PACKAGE}.{name}") for name in ("PlanNode", "Expression")
+    ]
+    node_class, expression_class = map(message_factory.GetMessageClass, found)
+    return node_class, expression_class
 
 
-_Message: Final = _node_class()
+_Message, _Expression = _classes()
 
 
 class PlanNode:
@@ -370,6 +383,16 @@ class PlanNode:
         scheme = message.repartition.partitioning.hash
         scheme.expressions.extend(expressions)
         scheme.partition_count = partitions
+        return cls(message)
+
+    @classmethod
+    def projection(cls, columns: Sequence[tuple[str, int]], names: Sequence[str]) -> PlanNode:
+        """These columns, by name and index, under other names; without an input yet."""
+        message = _Message()
+        message.projection.names.extend(names)
+        for name, index in columns:
+            column = message.projection.expressions.add().column
+            column.name, column.index = name, index
         return cls(message)
 
     @classmethod
@@ -477,6 +500,22 @@ class PlanNode:
         """What a hash join compares, encoded: of its left side and of its right."""
         on = self._body().on
         return tuple(key.left for key in on), tuple(key.right for key in on)
+
+    @property
+    def left_key_columns(self) -> tuple[tuple[str, int], ...]:
+        """What a hash join compares of its left side, by name and index.
+
+        Nothing if some of it is computed.
+        """
+        columns = [_Expression.FromString(key.left) for key in self._body().on]
+        if not all(key.HasField("column") for key in columns):
+            return ()
+        return tuple((key.column.name, key.column.index) for key in columns)
+
+    @property
+    def compares_keys_only(self) -> bool:
+        """A hash join without conditions beyond its keys."""
+        return self.kind == "hash_join" and not self._body().HasField("filter")
 
     @property
     def group_keys(self) -> tuple[bytes, ...]:
@@ -602,17 +641,24 @@ class PlanNode:
         copy._body().mode = _COLLECT_LEFT
         return copy
 
-    def filtering_right(self) -> PlanNode:
-        """A hash join as one that keeps the rows of its right side that have its keys' partners.
+    def finding_partners(self, join_type: JoinType) -> PlanNode:
+        """A hash join as one that keeps the rows of one side that have its keys' partners.
 
         Its whole left side is in every task. Conditions beyond the keys are left out, and so
         is a limit: of the rows that pass here, the join itself may drop some.
         """
         copy = self.collecting_left()
         body = copy._body()
-        body.join_type = JoinType.RIGHT_SEMI
+        body.join_type = join_type
         for name in ("filter", "projection", "null_aware", "dynamic_filter", "fetch"):
             body.ClearField(name)
+        return copy
+
+    def with_right_keys(self, keys: Sequence[bytes]) -> PlanNode:
+        """A hash join that compares these of its right side."""
+        copy = self._copy()
+        for on, key in zip(copy._body().on, keys, strict=True):
+            on.right = key
         return copy
 
     def with_file_groups(self, groups: Sequence[int]) -> PlanNode:
@@ -680,13 +726,7 @@ class PlanNode:
 
     def renamed(self, old: Sequence[str], new: Sequence[str]) -> PlanNode:
         """The plan's columns, ``old`` by name, under other names, which may repeat."""
-        message = _Message()
-        message.projection.input = self.to_bytes()
-        message.projection.names.extend(new)
-        for index, name in enumerate(old):
-            column = message.projection.expressions.add().column
-            column.name, column.index = name, index
-        return PlanNode(message)
+        return PlanNode.projection([(name, i) for i, name in enumerate(old)], new).over(self)
 
     def replaced(self, replace: Callable[[PlanNode], PlanNode | None]) -> PlanNode:
         """The plan with every node for which ``replace`` gives another replaced by that."""

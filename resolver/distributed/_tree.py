@@ -112,7 +112,8 @@ class Tree:
     """A plan node over other trees. Immutable.
 
     ``line`` is how DataFusion displays the node. A leaf with a ``source`` is the output
-    of that stage, or the partitions ``own`` of it.
+    of that stage, or the partitions ``own`` of it. Rows of a join's build side that every
+    task emits by itself are no rows too many where it ``may_repeat`` them.
     """
 
     node: PlanNode
@@ -120,6 +121,7 @@ class Tree:
     children: tuple[Tree, ...] = ()
     source: Stage | None = None
     own: range | None = None
+    may_repeat: bool = False
 
     @property
     def kind(self) -> str:
@@ -226,7 +228,7 @@ class Tree:
         hash within the tree, each task's by itself.
         """
         return any(
-            (tree.collects_left and tree.emits_build_side)
+            (tree.collects_left and tree.emits_build_side and not tree.may_repeat)
             or (tree.node.is_hash_repartition and tree is not self)
             for tree in self.walk()
         )

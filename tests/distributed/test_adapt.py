@@ -169,33 +169,55 @@ NOT_IN = (
     "SELECT * FROM customer WHERE nullif(c_custkey, 1) NOT IN "
     "(SELECT nullif(o_custkey, 1) FROM orders)"
 )
-KEPT = {
+WHOLE_ROWS = {
+    "Left": INNER.replace("JOIN", "LEFT JOIN"),
+    "LeftSemi": EXISTS.replace("= c_custkey", "= c_custkey AND o_totalprice > c_acctbal"),
+}
+KEYS_ONLY = {
     "LeftSemi": EXISTS,
     "LeftAnti": EXISTS.replace("EXISTS", "NOT EXISTS"),
     "LeftMark": MARK,
-    "Left": INNER.replace("JOIN", "LEFT JOIN"),
 }
 
 
-@pytest.mark.parametrize("type_", KEPT)
-def test_only_rows_with_a_partner_are_shuffled_to_a_small_selective_build_side(planning, type_):
-    stage, build, probe = joined(planning, KEPT[type_])
+def created_for_a_selective_build_side(planning, query, type_):
+    """The join as adapted, the stage that was created for it, and the two that it had."""
+    stage, build, probe = joined(planning, query)
     assert waits_for_build_side(stage.tree) == {probe.number}
     result = adapted(stage, build, probe, SELECTIVE)
     (created,) = result.created
     join = next(tree for tree in result.tree.walk() if tree.node.is_partitioned_join)
     assert f"join_type={type_}," in join.line
     assert [side.source.number for side in join.children] == [build.number, created.number]
-    # Divided as planned, of the rows of the probe side, and every task has all keys.
     assert created.boundary is Boundary.SHUFFLE
-    assert created.tree.node.hash_expressions == probe.tree.node.hash_expressions
     assert created.tree.partitions == probe.tree.partitions
-    keeper = created.tree.children[0]
-    assert keeper.node.join_type == JoinType.RIGHT_SEMI
-    assert keeper.children[0].source.boundary is Boundary.BROADCAST
-    assert keeper.children[0].source.number == build.number
-    assert keeper.children[1] is probe.tree.children[0]
+    assert not created.tree.needs_one_task
     assert any("with a partner in stage" in decision for decision in result.decisions)
+    finder = next(tree for tree in created.tree.walk() if tree.kind == "hash_join")
+    # Every task has all keys.
+    assert finder.children[0].source.boundary is Boundary.BROADCAST
+    assert finder.children[0].source.number == build.number
+    assert finder.children[1] is probe.tree.children[0]
+    return join, finder, created, probe
+
+
+@pytest.mark.parametrize("type_", WHOLE_ROWS)
+def test_only_rows_with_a_partner_are_shuffled_to_a_small_selective_build_side(planning, type_):
+    found = created_for_a_selective_build_side(planning, WHOLE_ROWS[type_], type_)
+    _, finder, created, probe = found
+    assert finder.node.join_type == JoinType.RIGHT_SEMI
+    assert created.tree.node.hash_expressions == probe.tree.node.hash_expressions
+
+
+@pytest.mark.parametrize("type_", KEYS_ONLY)
+def test_where_one_partner_is_enough_only_keys_are_shuffled_each_once_per_task(planning, type_):
+    found = created_for_a_selective_build_side(planning, KEYS_ONLY[type_], type_)
+    join, finder, created, _ = found
+    assert finder.node.join_type == JoinType.LEFT_SEMI
+    assert created.tree.node.hash_expressions == join.node.join_keys[1]
+    # Only this finder may emit what other tasks emit too.
+    assert dataclasses.replace(finder, may_repeat=False).needs_one_task
+    assert finder.shared(Share(0, 1, 2)) is not None
 
 
 def test_a_limit_is_that_of_the_join_and_not_of_the_rows_that_may_have_a_partner(planning):
