@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.answers import difference
 from tests.support.local_workers import LocalWorkers, Way
-from tests.support.nested_sql import TABLES, nested_query, write_tables
+from tests.support.nested_sql import TABLES, nested_query, partner_query, write_tables
 
 QUERIES = 160
 MOST_ROWS = 20_000
@@ -68,6 +68,14 @@ def test_nested_joins_and_groups_give_datafusions_answer(engines, seed):
     done = 0
     while done < QUERIES // 4:
         done += compared(engines, nested_query(rng), rng.sample(range(len(WAYS)), 3))
+
+
+@pytest.mark.slow
+def test_a_selective_side_finds_its_partners(engines):
+    """Those of which the keys are shuffled instead of the rows, mostly."""
+    rng = random.Random(4)
+    for _ in range(80):
+        assert compared(engines, partner_query(rng), [rng.choice([0, 4])])
 
 
 GROUPED = "SELECT t.a, t.b, count(*) AS n FROM u JOIN t ON t.a = u.a GROUP BY t.a, t.b"

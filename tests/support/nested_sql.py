@@ -15,7 +15,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet
 
-__all__ = ["TABLES", "nested_query", "write_tables"]
+__all__ = ["TABLES", "nested_query", "partner_query", "write_tables"]
 
 TABLES: Final = {"t": (600, 3), "u": (40, 2), "v": (90, 1), "w": (15, 5), "e": (0, 1)}
 """Name to rows and files."""
@@ -69,6 +69,18 @@ def nested_query(rng: random.Random, depth: int = 3) -> str:
     query = f"SELECT a, b, c FROM {_relation(rng, depth)}"
     # Which rows those are is not said; how many there are is.
     return rng.choice([query] * 4 + [f"SELECT count(*) FROM ({query} LIMIT 5)"])
+
+
+def partner_query(rng: random.Random) -> str:
+    """Rows of a selective side with or without a partner on a side that is shuffled."""
+    x = f"(SELECT * FROM {rng.choice('tuv')} WHERE {rng.choice(['c = 0', 'b < 3', 'c + b < 3'])})"
+    # A relation of some depth, so that the other side is not read from a table as it is.
+    y = _relation(rng, rng.randrange(3))
+    on = rng.choice(_KEYS) + rng.choice(["", "", "", " AND x.c < y.c"])
+    kind = rng.choice(["SEMI", "ANTI", "MARK"])
+    if kind == "MARK":
+        return f"SELECT * FROM {x} x WHERE c = 5 OR EXISTS (SELECT 1 FROM {y} y WHERE {on})"
+    return f"SELECT x.* FROM {x} x LEFT {kind} JOIN {y} y ON {on}"
 
 
 def _relation(rng: random.Random, depth: int) -> str:
