@@ -7,14 +7,15 @@ py     := $(VENV)/bin/python
 pip    := $(py) -m pip install --disable-pip-version-check
 ready  := $(VENV)/.ready
 twin   := tests/unit tests/property tests/concurrency tests/isolated tests/flight tests/distributed
-# What asks nothing of the cache that it is not asked elsewhere, and takes minutes.
-long   := --deselect tests/distributed/test_random_sql.py --deselect tests/distributed/test_sql_features.py \
-	--deselect tests/distributed/test_random_joins.py --deselect tests/distributed/test_tpch.py \
-	--deselect tests/distributed/test_fuzz.py --deselect tests/distributed/test_worker_memory.py
+# Minutes of random input: they ask nothing of the cache that it is not asked elsewhere, and
+# reach no line that the others do not.
+long   := $(patsubst %,tests/distributed/test_%.py,\
+	random_sql random_joins sql_features tpch fuzz worker_memory)
+rest   := $(long:%=--deselect %)
 pytest := $(py) $(if $(COVERAGE),-m coverage run) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-compiled test-twin tpch bench check coverage sanitize free-threaded stress clean
+.PHONY: help run test test-compiled test-twin tpch bench check coverage covered uncovered sanitize free-threaded stress clean
 
 help:            ## what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,13 +33,21 @@ test-compiled: $(ready)
 
 test-twin: $(ready)
 	@echo "== its Python twin"
-	RESOLVER_BACKEND=python $(pytest) $(twin) $(long) $(PYTEST)
+	RESOLVER_BACKEND=python $(pytest) $(twin) $(rest) $(PYTEST)
 
-coverage: $(ready) ## the same at once, with line and branch coverage of the Python modules
+coverage: $(ready) ## the same in less time, with line and branch coverage of the Python modules
 	rm -f .coverage .coverage.*
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-compiled test-twin COVERAGE=1
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target covered uncovered
 	$(py) -m coverage combine -q
 	$(py) -m coverage report
+
+covered: $(ready)
+	@$(MAKE) --no-print-directory test-compiled COVERAGE=1 PYTEST="$(rest) $(PYTEST)"
+
+uncovered: $(ready)
+	@echo "== the compiled cache, the long tests"
+	RESOLVER_BACKEND=compiled $(pytest) $(long) $(PYTEST)
+	@$(MAKE) --no-print-directory test-twin
 
 tpch: $(ready)   ## all 22 TPC-H queries, distributed beside single-node, checked (SF=1)
 	$(py) -m benchmarks.tpch --scale-factor $(SF)
