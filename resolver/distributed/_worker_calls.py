@@ -169,9 +169,11 @@ class CallHandlers:
                     headers=headers,
                     allow_python_udfs=self._worker.allow_python_udfs,
                 )
-            except BaseException:
+            except BaseException as error:
                 # With the query's files gone, a plan fails in words that blame the plan.
                 self._exchange.check_running(query)
+                if isinstance(error, KeyError):  # the resolver's: no output is missing
+                    raise _foreign("the worker's channel resolver", error) from error
                 raise
             return report.to_bytes()
 
@@ -256,18 +258,26 @@ class _Sessions:
         self.latest: SessionState | None = None
 
     def of(self, query: str, headers: Mapping[str, str]) -> SessionState:
-        """Raises what the session builder raises; then the next task tries again."""
+        """Raises if the session builder does, saying so; then the next task tries again."""
         with self._lock:
             building = self._building.setdefault(query, threading.Lock())
         with building:
             state = self._built.get(query)
             if state is None:
-                state = self._worker.build_session(headers, self._channel_resolver)
+                state = self._new(headers)
                 with self._lock:
                     if query in self._building:  # else it is over meanwhile
                         self._built[query] = state
                     self.latest = state
         return state
+
+    def _new(self, headers: Mapping[str, str]) -> SessionState:
+        try:
+            return self._worker.build_session(headers, self._channel_resolver)
+        except (flight.FlightUnauthenticatedError, flight.FlightUnauthorizedError):
+            raise  # it turns the caller away
+        except Exception as error:
+            raise _foreign("the worker's session builder", error) from error
 
     def forget(self, query: str) -> None:
         with self._lock:
@@ -317,6 +327,11 @@ def _answering() -> Iterator[None]:
 def _refusal(text: str) -> flight.FlightUnavailableError:
     """No task is taken, but what is here stays: nothing is lost."""
     return flight.FlightUnavailableError(text, json.dumps({"refused": True}).encode())
+
+
+def _foreign(whose: str, error: Exception) -> RuntimeError:
+    """What a user's code raised: the same type raised here could mean something else."""
+    return RuntimeError(f"{whose} raised {type(error).__name__}: {error}")
 
 
 def _fail(error: BaseException) -> NoReturn:

@@ -247,11 +247,19 @@ def test_the_session_builder_may_be_async(tmp_path, planning):
         assert len(execute(client, body).partitions) == 3
 
 
+def failing(error):
+    raise error
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda query: query.builder, "SessionStateBuilder, not the SessionState"),
-        (lambda query: 1 // 0, "by zero"),
+        (lambda query: 1 // 0, "session builder raised ZeroDivisionError: .* by zero"),
+        # Of these types there are some that say that a worker, or its output, is gone.
+        (lambda query: query.headers["x-tenant"], "session builder raised KeyError: 'x-tenant'"),
+        (lambda query: failing(FileExistsError("x")), "session builder raised FileExistsError: x"),
+        (lambda query: failing(flight.FlightUnavailableError("the catalogue")), "the catalogue"),
     ],
 )
 def test_a_broken_session_builder_is_told_to_the_caller(tmp_path, planning, build, message):
@@ -259,6 +267,30 @@ def test_a_broken_session_builder_is_told_to_the_caller(tmp_path, planning, buil
         Worker.from_session_builder(build).into_flight_server(exchange_dir=tmp_path) as server,
         flight.connect(server.location) as client,
         pytest.raises(flight.FlightServerError, match=message),
+    ):
+        execute(client, request(planning, "SELECT l_tax FROM lineitem"))
+
+
+def test_a_session_builder_may_turn_a_caller_away(tmp_path, planning):
+    with (
+        Worker.from_session_builder(
+            lambda query: failing(flight.FlightUnauthorizedError("not this tenant"))
+        ).into_flight_server(exchange_dir=tmp_path) as server,
+        flight.connect(server.location) as client,
+        pytest.raises(flight.FlightUnauthorizedError, match="not this tenant"),
+    ):
+        execute(client, request(planning, "SELECT l_tax FROM lineitem"))
+
+
+def test_a_resolver_that_knows_no_url_is_no_lost_output(tmp_path, planning, monkeypatch):
+    def run_task(*_arguments, **_options):
+        raise KeyError("grpc://elsewhere:1")
+
+    monkeypatch.setattr(_worker_calls, "run_task", run_task)
+    with (
+        Worker().into_flight_server(exchange_dir=tmp_path) as server,
+        flight.connect(server.location) as client,
+        pytest.raises(flight.FlightServerError, match="channel resolver raised KeyError: 'grpc:"),
     ):
         execute(client, request(planning, "SELECT l_tax FROM lineitem"))
 
