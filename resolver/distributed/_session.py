@@ -43,6 +43,7 @@ from ._settings import (
 from ._sources import refused_source
 from ._stage import DEFAULT_WIDTH, DistributedPlan, SingleNodePlan
 from ._state import SessionState, SessionStateBuilder
+from ._worker_resolver import urls_of
 from ._workers import SlotCounts
 
 if TYPE_CHECKING:
@@ -269,9 +270,9 @@ class SessionContext(datafusion.SessionContext):
         found = {"the coordinator": resolver.stats()} if hasattr(resolver, "stats") else {}
         statistics = {process: dataclasses.asdict(stats) for process, stats in found.items()}
         worker_resolver = self.state.worker_resolver
-        for url in [] if worker_resolver is None else worker_resolver.get_urls():
+        for url in [] if worker_resolver is None else urls_of(worker_resolver):
             with contextlib.suppress(ResolverError, pa.ArrowException, EOFError, ValueError):
-                info = worker_info(resolver, str(url), self.state.options.worker_timeout)
+                info = worker_info(resolver, url, self.state.options.worker_timeout)
                 statistics[f"worker {url}"] = info["resolver_stats"]
         return {
             process: {name: stats[name] for name in _SHOWN_STATISTICS if name in stats}
@@ -297,7 +298,7 @@ class SessionContext(datafusion.SessionContext):
             return reason
         assert state.rule is not None
         assert state.worker_resolver is not None
-        urls = list(dict.fromkeys(str(url) for url in state.worker_resolver.get_urls()))
+        urls = urls_of(state.worker_resolver)
         workers = self._shared.slots.of(
             urls,
             headers=encoded_headers(state.passthrough_headers() if headers is None else headers),

@@ -6,14 +6,15 @@ and how it is reached is the ChannelResolver's business.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from resolver._urls import parse_worker_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
-__all__ = ["StaticWorkerResolver", "WorkerResolver"]
+__all__ = ["StaticWorkerResolver", "WorkerResolver", "urls_of"]
 
 
 @runtime_checkable
@@ -55,3 +56,14 @@ class StaticWorkerResolver:
 
     def __repr__(self) -> str:
         return f"StaticWorkerResolver({list(self._urls)!r})"
+
+
+def urls_of(resolver: WorkerResolver) -> list[str]:
+    """What ``get_urls()`` returns, each once. Raises ``TypeError`` for no list of URLs."""
+    urls: object = resolver.get_urls()
+    if isinstance(urls, str | bytes) or not isinstance(urls, Iterable):
+        raise TypeError(
+            f"{type(resolver).__name__}.get_urls() returned {type(urls).__name__}, "
+            "not a list of worker URLs"
+        )
+    return list(dict.fromkeys(map(str, urls)))

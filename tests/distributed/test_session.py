@@ -590,6 +590,23 @@ def test_workers_are_asked_for_at_every_query(cluster, register):
     assert [len(frame.distributed_plan().urls) for _ in range(3)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("urls", [None, "http://127.0.0.1:1", b"http://127.0.0.1:1"])
+def test_what_is_no_list_of_urls_is_refused_by_the_name_of_its_resolver(register, urls):
+    class Workers:
+        def get_urls(self):
+            return urls
+
+    session = SessionContext(
+        state(
+            distributed_worker_resolver=Workers(),
+            physical_optimizer_rule=DistributedPhysicalOptimizerRule(),
+        )
+    )
+    register(session)
+    with pytest.raises(TypeError, match=r"^Workers\.get_urls\(\) returned .*, not a list of"):
+        session.sql(QUERIES[6]).collect()
+
+
 def test_the_public_names_are_what_they_say():
     import resolver.distributed as package
 
