@@ -446,10 +446,11 @@ class FlightStreamWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
-        if kind is not None:
-            self._closed = True
-            self._messages.cancel()
-        self.close()
+        if kind is None:
+            self.close()
+            return
+        self._closed = True
+        self._messages.cancel()
 
     def _taken_descriptor(self) -> bytes:
         """The descriptor, which goes with the first message only."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -37,6 +38,11 @@ _CLOSED: Final = "this FlightServiceClient is closed"
 _ELSEWHERE: Final = (
     "this FlightServiceClient belongs to another event loop; get one within this loop, which a "
     "resolver.aio.DefaultChannelResolver has for each"
+)
+
+_STREAM_ELSEWHERE: Final = (
+    "this stream belongs to the event loop in which its call was made; read and write it there, "
+    "with asyncio.run_coroutine_threadsafe() from elsewhere"
 )
 
 
@@ -191,7 +197,7 @@ class FlightServiceClient:
         method, channel = self._method(name), self._channel
         requests = () if request is None else (request,)
         call = method(*requests, timeout=timeout, metadata=as_metadata(headers))
-        return _Messages(call, channel, name)
+        return _Messages(call, channel, name, self._loop)
 
     def _method(self, name: str) -> Any:
         method = self._stubs.get(name)
@@ -212,7 +218,9 @@ class _Messages:
     for the reader as long as there is one.
     """
 
-    def __init__(self, call: Any, channel: Any, name: str) -> None:
+    def __init__(
+        self, call: Any, channel: Any, name: str, loop: asyncio.AbstractEventLoop | None
+    ) -> None:
         self._call = call
         self._method = METHODS[name]
         self._channel = channel
@@ -222,7 +230,7 @@ class _Messages:
         self._receiving = asyncio.Lock()
         self._kept: deque[Any] = deque()
         self._reader: Callable[[], object] = lambda: None
-        self._loop = _running_loop()
+        self._loop = loop
 
     def read_by(self, reader: object) -> None:
         """Keep what a writer receives for ``reader``, while that is there."""
@@ -232,11 +240,13 @@ class _Messages:
         return self
 
     async def __anext__(self) -> Any:
+        self._check_loop()
         async with self._receiving:
             return self._kept.popleft() if self._kept else await self._receive()
 
     async def receive_rest(self) -> None:
         """Wait for the end of the call; what comes until then can still be read."""
+        self._check_loop()
         while True:
             async with self._receiving:
                 try:
@@ -273,6 +283,7 @@ class _Messages:
 
     async def write(self, message: Any) -> bool:
         """Whether it was sent: not after the call has ended; reading then says why."""
+        self._check_loop()
         try:
             await self._send(message)
         except asyncio.InvalidStateError:
@@ -302,6 +313,7 @@ class _Messages:
             raise
 
     async def done_writing(self) -> None:
+        self._check_loop()
         # A call that the server has ended; reading says why.
         with contextlib.suppress(import_grpc()._cython.cygrpc.InternalError):  # noqa: SLF001
             await self._call.done_writing()
@@ -310,6 +322,10 @@ class _Messages:
         """End the call now; the next read says so."""
         self._call.cancel()
 
+    def _check_loop(self) -> None:
+        if self._loop is not None and _running_loop() is not self._loop:
+            raise RuntimeError(_STREAM_ELSEWHERE)
+
     def _end(self, failure: Exception | None = None) -> None:
         self._ended = True
         self._failure = None if failure is None else without_traceback(failure)
@@ -317,7 +333,7 @@ class _Messages:
 
     def __del__(self) -> None:
         # Nobody reads it any more; the server need not go on.
-        if self._ended:
+        if self._ended or sys.is_finalizing():
             return
         if self._loop is None or self._loop is _running_loop():
             self._call.cancel()

@@ -409,6 +409,31 @@ def test_a_client_of_another_loop_says_whose_it_is(url):
         first.run(client.close())
 
 
+def test_a_stream_of_another_loop_says_whose_it_is(url):
+    async def exchanged():
+        client = await AioConnector().connect(url)
+        return client, *client.do_exchange(flight.FlightDescriptor.for_path("x"))
+
+    uses = {
+        "write": lambda writer, _reader: writer.begin(pa.schema([("a", pa.int64())])),
+        "end": lambda writer, _reader: writer.done_writing(),
+        "close": lambda writer, _reader: writer.close(),
+        "read": lambda _writer, reader: reader.read_chunk(),
+    }
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        client, writer, reader = first.run(exchanged())
+        for use in uses.values():
+
+            async def elsewhere(use=use):
+                async with asyncio.timeout(5):
+                    await use(writer, reader)
+
+            with pytest.raises(RuntimeError, match="belongs to the event loop in which"):
+                second.run(elsewhere())
+        reader.cancel()
+        first.run(client.close())
+
+
 class Relaying(grpc.UnaryStreamClientInterceptor, grpc.StreamStreamClientInterceptor):
     """As many are written: generators, which are no calls."""
 
