@@ -6,6 +6,7 @@ and errors are taken for what they can do.
 
 from __future__ import annotations
 
+import base64
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pyarrow as pa
@@ -84,11 +85,34 @@ def decoded(method: Method, message: bytes) -> Any:
 
 
 def as_metadata(headers: Any) -> tuple[tuple[str, str | bytes], ...] | None:
-    """Headers as gRPC wants them, names in lower case."""
+    """Headers as gRPC wants them, names in lower case; pyarrow's are bytes."""
     if headers is None:
         return None
     pairs = headers.items() if hasattr(headers, "items") else headers
-    return tuple((str(name).lower(), value) for name, value in pairs)
+    return tuple(
+        ((name.decode() if isinstance(name, bytes) else str(name)).lower(), value)
+        for name, value in pairs
+    )
+
+
+def with_basic_authorization(
+    headers: Any, username: str, password: str
+) -> list[tuple[str, str | bytes]]:
+    """``headers``, and the one that HTTP's basic authentication sends."""
+    encoded = base64.b64encode(f"{username}:{password}".encode()).decode()
+    return [*(as_metadata(headers) or ()), ("authorization", f"Basic {encoded}")]
+
+
+def bearer_of(*metadata: Any) -> tuple[bytes, bytes]:
+    """The header with a bearer token among what a server answered.
+
+    Raises ``FlightUnauthenticatedError`` when there is none.
+    """
+    for name, value in (pair for pairs in metadata for pair in pairs or ()):
+        text = value if isinstance(value, bytes) else str(value).encode()
+        if name.lower() == "authorization" and text[:7].lower() == b"bearer ":
+            return b"authorization", text
+    raise flight.FlightUnauthenticatedError("the server answered the handshake without a token")
 
 
 # As pyarrow's own client has them; what is missing is a FlightServerError there too.

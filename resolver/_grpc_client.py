@@ -18,7 +18,14 @@ from pyarrow import flight
 
 from ._background import discard
 from ._flight_batches import BatchDecoder, BatchEncoder, FlightStreamChunk, metadata_only
-from ._flight_calls import METHODS, as_flight_error, as_metadata, stub
+from ._flight_calls import (
+    METHODS,
+    as_flight_error,
+    as_metadata,
+    bearer_of,
+    stub,
+    with_basic_authorization,
+)
 from ._shared_errors import without_traceback
 
 if TYPE_CHECKING:
@@ -54,6 +61,20 @@ class FlightServiceClient:
     ) -> list[bytes]:
         """What the server answers to one message of a handshake."""
         return list(self._stream("handshake", iter([payload]), timeout, headers))
+
+    def authenticate_basic_token(
+        self, username: str, password: str, *, timeout: float | None = None, headers: Any = None
+    ) -> tuple[bytes, bytes]:
+        """The header, name and value, with the token that the server gives for a password.
+
+        For the ``headers`` of later calls. Raises ``FlightUnauthenticatedError`` when the
+        server gives none.
+        """
+        given = with_basic_authorization(headers, username, password)
+        messages = self._stream("handshake", iter(()), timeout, given)
+        for _ in messages:
+            pass
+        return bearer_of(*messages.metadata())
 
     def list_flights(
         self, criteria: bytes = b"", *, timeout: float | None = None, headers: Any = None
@@ -276,6 +297,10 @@ class _Messages:
             failure = as_flight_error(error)
             self._end(failure)
             raise failure from None
+
+    def metadata(self) -> tuple[Any, Any]:
+        """What the server sent before its answers and after; the call has ended."""
+        return self._call.initial_metadata(), self._call.trailing_metadata()
 
     def _end(self, failure: BaseException | None = None) -> None:
         self._ended = True

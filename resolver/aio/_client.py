@@ -18,7 +18,15 @@ import pyarrow as pa
 from pyarrow import flight
 
 from resolver._flight_batches import BatchDecoder, BatchEncoder, FlightStreamChunk, metadata_only
-from resolver._flight_calls import METHODS, as_flight_error, as_metadata, decoded, stub
+from resolver._flight_calls import (
+    METHODS,
+    as_flight_error,
+    as_metadata,
+    bearer_of,
+    decoded,
+    stub,
+    with_basic_authorization,
+)
 from resolver._grpc_options import import_grpc
 from resolver._shared_errors import without_traceback
 
@@ -71,6 +79,21 @@ class FlightServiceClient:
         await messages.write(payload)
         await messages.done_writing()
         return [answer async for answer in messages]
+
+    async def authenticate_basic_token(
+        self, username: str, password: str, *, timeout: float | None = None, headers: Any = None
+    ) -> tuple[bytes, bytes]:
+        """The header, name and value, with the token that the server gives for a password.
+
+        For the ``headers`` of later calls. Raises ``FlightUnauthenticatedError`` when the
+        server gives none.
+        """
+        given = with_basic_authorization(headers, username, password)
+        messages = self._stream("handshake", None, timeout, given)
+        await messages.done_writing()
+        async for _ in messages:
+            pass
+        return bearer_of(*await messages.metadata())
 
     def list_flights(
         self, criteria: bytes = b"", *, timeout: float | None = None, headers: Any = None
@@ -321,6 +344,10 @@ class _Messages:
     def cancel(self) -> None:
         """End the call now; the next read says so."""
         self._call.cancel()
+
+    async def metadata(self) -> tuple[Any, Any]:
+        """What the server sent before its answers and after; the call has ended."""
+        return await self._call.initial_metadata(), await self._call.trailing_metadata()
 
     def _check_loop(self) -> None:
         if self._loop is not None and _running_loop() is not self._loop:
