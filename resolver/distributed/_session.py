@@ -14,7 +14,7 @@ import math
 import re
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import datafusion
 import pyarrow as pa
@@ -43,6 +43,7 @@ from ._settings import (
 from ._sources import refused_source
 from ._stage import DEFAULT_WIDTH, DistributedPlan, SingleNodePlan
 from ._state import SessionState, SessionStateBuilder
+from ._threads import call_all
 from ._worker_resolver import urls_of
 from ._workers import SlotCounts
 
@@ -308,19 +309,12 @@ class SessionContext(datafusion.SessionContext):
         # session plans the queries that are not cut.
         target = str(state.rule.target_partitions(workers))
         options = {**PLANNING, "datafusion.execution.target_partitions": target}
-        planner = self._derived({**options, SCALAR_SUBQUERIES: "true"})
         try:
-            planned_frame = planner.create_dataframe_from_logical_plan(frame.logical_plan())
-            plan = planned_frame.execution_plan()
-            if has_scalar_subqueries(plan):
-                refused = refused_subquery(plan, PlanNode.parse(plan.to_bytes(planner)))
-                if refused is not None:
-                    return refused
-                planner = self._derived(options)
-                planned_frame = planner.create_dataframe_from_logical_plan(frame.logical_plan())
-                plan = planned_frame.execution_plan()
+            (planner, planned_frame, plan), refused = self._planned(frame.logical_plan(), options)
         except Exception as error:  # noqa: BLE001  # whatever it is, DataFusion runs the query
             return f"it cannot be planned for workers ({first_line(error)})"
+        if refused is not None:
+            return refused
         planned = state.rule.distribute(
             plan,
             planner,
@@ -334,6 +328,37 @@ class SessionContext(datafusion.SessionContext):
             return planned.reason
         refused = refused_source(planned_frame, planned.root)
         return planned if refused is None else refused
+
+    def _planned(
+        self, logical: datafusion.LogicalPlan, options: Mapping[str, str]
+    ) -> tuple[_Planned, str | None]:
+        """The plan, and why it must not be run on workers, if so.
+
+        Scalar subqueries are planned as joins. Whether they may be is told by the plan in
+        which they are none; the two are made at once.
+        """
+        ways = [{**options, SCALAR_SUBQUERIES: "true"}]
+        if "(<subquery>)" in logical.display_indent():
+            ways.append({**options})
+
+        def planned(planner: datafusion.SessionContext) -> _Planned:
+            frame = planner.create_dataframe_from_logical_plan(logical)
+            return _Planned(planner, frame, frame.execution_plan())
+
+        calls = [functools.partial(planned, self._derived(way)) for way in ways]
+        told, *rest = call_all(calls, name="plan")
+        if not rest or not has_scalar_subqueries(told.plan):
+            return told, None
+        root = PlanNode.parse(told.plan.to_bytes(told.planner))
+        return rest[0], refused_subquery(told.plan, root)
+
+
+class _Planned(NamedTuple):
+    """A physical plan, and the session and the frame that it came from."""
+
+    planner: datafusion.SessionContext
+    frame: datafusion.DataFrame
+    plan: datafusion.ExecutionPlan
 
 
 def _plain_state(

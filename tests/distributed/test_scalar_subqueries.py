@@ -58,3 +58,10 @@ def test_several_rows_for_one_value_are_an_error_as_on_a_single_node(session, si
 def test_a_value_of_one_row_is_found_on_the_workers(session):
     query = "SELECT * FROM nation WHERE n_regionkey >= (SELECT r_regionkey FROM region LIMIT 1)"
     assert not hasattr(session.sql(query).distributed_plan(), "reason")
+
+
+def test_one_inside_a_view_is_found_too(session):
+    query = "SELECT * FROM nation WHERE n_regionkey >= (SELECT r_regionkey FROM region LIMIT 1)"
+    session.register_view("later", session.sql(query))
+    assert not hasattr(session.sql("SELECT * FROM later").distributed_plan(), "reason")
+    session.deregister_table("later")
