@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._cli_files import folder_for, in_options, text_of, tls_of, token_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -23,6 +25,17 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _LARGEST_SCALE_FACTOR = 100_000
+
+_IN_OPTIONS = {
+    "tls_certificate": "--tls-certificate",
+    "tls_key": "--tls-key",
+    "client_ca": "--client-ca",
+    "a TLS certificate": "--tls-certificate with --tls-key",
+    "a token": "--token-file",
+    "insecure=True": "--insecure",
+    "advertise='grpc://HOST:PORT'": "--advertise grpc://HOST:PORT",
+}
+"""What the Python API says in the errors of a worker's address, as options."""
 
 _DESCRIPTION = """\
 Distributed DataFusion over Arrow Flight workers.
@@ -159,7 +172,8 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-dir",
         type=Path,
-        help="where the data is kept (default: resolver/ in $XDG_CACHE_HOME, or ~/.cache)",
+        help="where the data is kept; made if missing, but not the directory that it is in "
+        "(default: resolver/ in $XDG_CACHE_HOME, or ~/.cache)",
     )
     parser.set_defaults(command=_demo)
 
@@ -223,7 +237,13 @@ def _add_worker(parser: argparse.ArgumentParser) -> None:
     add("--advertise", metavar="URL", help="URL by which others reach it, if not the one above")
     add("--slots", metavar="N", type=_count, help="tasks to run at once (default: usable CPUs)")
     add("--worker-version", metavar="TEXT", default="", help="what it says its version is")
-    add("--exchange-dir", metavar="DIR", help="where stage output goes while a query runs")
+    add(
+        "--exchange-dir",
+        metavar="DIR",
+        type=Path,
+        help="where stage output goes while a query runs; made if missing, but not the "
+        "directory that it is in (default: the system's temporary directory)",
+    )
     add("--exchange-quota", metavar="BYTES", type=_count, help="most bytes to keep there")
     add(
         "--session-builder",
@@ -281,7 +301,14 @@ def _sql(arguments: argparse.Namespace) -> int:
     query = _query(arguments)
     if isinstance(arguments.workers, list):
         connector = _connector(arguments)
-    elif arguments.token_file or arguments.tls_root_certs or arguments.tls_certificate:
+    elif any(
+        (
+            arguments.token_file,
+            arguments.tls_root_certs,
+            arguments.tls_certificate,
+            arguments.tls_key,
+        )
+    ):
         raise ValueError("a token or certificate is for running workers; name them with --workers")
     else:
         connector = None
@@ -312,21 +339,22 @@ def _query(arguments: argparse.Namespace) -> str:
     if (arguments.query is None) == (arguments.file is None):
         raise ValueError('give the SQL either in quotes, such as "SELECT 1", or with --file')
     if arguments.file is not None:
-        return str(arguments.file.read_text())
+        return text_of("--file", arguments.file, "SQL")
     return sys.stdin.read() if arguments.query == "-" else str(arguments.query)
 
 
 def _connector(arguments: argparse.Namespace) -> FlightConnector:
     from ._flight import FlightConnector
-    from ._tls import TlsConfig
 
-    token = arguments.token_file
+    token = token_of(arguments.token_file)
     return FlightConnector(
-        headers=None if token is None else {"authorization": f"Bearer {token.read_text().strip()}"},
-        tls=TlsConfig(
-            root_certificates=arguments.tls_root_certs,
-            client_certificate=arguments.tls_certificate,
-            client_key=arguments.tls_key,
+        headers=None if token is None else {"authorization": f"Bearer {token}"},
+        tls=tls_of(
+            {
+                "root_certificates": ("--tls-root-certs", arguments.tls_root_certs),
+                "client_certificate": ("--tls-certificate", arguments.tls_certificate),
+                "client_key": ("--tls-key", arguments.tls_key),
+            }
         ),
     )
 
@@ -337,7 +365,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     return demo.run(
         scale_factor=arguments.scale_factor,
         workers=arguments.workers,
-        data_dir=arguments.data_dir,
+        data_dir=folder_for("--data-dir", arguments.data_dir),
     )
 
 
@@ -353,33 +381,35 @@ def _worker(arguments: argparse.Namespace) -> int:
     ).with_version(arguments.worker_version)
     if arguments.slots is not None:
         worker.with_slots(arguments.slots)
-    token = arguments.token_file
     inherited = inherited_token()
-    server = worker.into_flight_server(
-        arguments.listen,
-        exchange_dir=arguments.exchange_dir,
-        advertise=arguments.advertise,
-        tls=_tls_of_worker(arguments),
-        token=inherited if token is None else token.read_text().strip(),
-        insecure=arguments.insecure,
-    )
+    token = token_of(arguments.token_file)
+    options: dict[str, Any] = {
+        "exchange_dir": folder_for("--exchange-dir", arguments.exchange_dir, writable=True),
+        "advertise": arguments.advertise,
+        "tls": _tls_of_worker(arguments),
+        "token": inherited if token is None else token,
+        "insecure": arguments.insecure,
+    }
+    try:
+        server = worker.into_flight_server(arguments.listen, **options)
+    except ValueError as error:
+        raise ValueError(in_options(str(error), _IN_OPTIONS)) from error
     owner = None if arguments.owner is None else Owner(arguments.owner, arguments.owner_dir)
     serve(server, owner)
     return 0
 
 
 def _tls_of_worker(arguments: argparse.Namespace) -> TlsConfig | None:
-    from ._tls import TlsConfig
-
-    given = {
-        "server_certificate": arguments.tls_certificate,
-        "server_key": arguments.tls_key,
-        "client_authorities": arguments.client_ca,
-        "root_certificates": arguments.tls_root_certs,
-        "client_certificate": arguments.client_certificate,
-        "client_key": arguments.client_key,
-    }
-    return TlsConfig(**given) if any(given.values()) else None
+    return tls_of(
+        {
+            "server_certificate": ("--tls-certificate", arguments.tls_certificate),
+            "server_key": ("--tls-key", arguments.tls_key),
+            "client_authorities": ("--client-ca", arguments.client_ca),
+            "root_certificates": ("--tls-root-certs", arguments.tls_root_certs),
+            "client_certificate": ("--client-certificate", arguments.client_certificate),
+            "client_key": ("--client-key", arguments.client_key),
+        }
+    )
 
 
 def _function(name: str) -> Any:

@@ -93,6 +93,11 @@ class ListenAddress:
     advertise: WorkerUrl | None = None
     advertises_any_port: bool = False
 
+    @property
+    def asked(self) -> str:
+        """The canonical URL to listen on, with the port that was asked for."""
+        return _asked(self.url, self.any_port)
+
     @classmethod
     def parse(
         cls, location: object, guard: Guard, *, insecure: bool = False, advertise: object = None
@@ -104,7 +109,7 @@ class ListenAddress:
         ``ValueError`` for one that nobody could call without ``advertise``.
         """
         url, any_port = _parse(location)
-        asked = f"{url.key[:-1]}0" if any_port else url.key  # see _parse
+        asked = _asked(url, any_port)
         if url.is_tls and not guard.has_tls:
             raise InsecureListenError(
                 f"{asked} means TLS: give tls_certificate and tls_key", url=asked
@@ -113,7 +118,7 @@ class ListenAddress:
             raise InsecureListenError(
                 f"{asked} can be reached by other machines, and whoever reaches a worker can "
                 "read every file that it can: give a TLS certificate and a token (or client_ca), "
-                "listen on 127.0.0.1, or say insecure=True (--insecure) on a network you trust",
+                "listen on 127.0.0.1, or say insecure=True on a network you trust",
                 url=asked,
             )
         if advertise is None:
@@ -121,7 +126,7 @@ class ListenAddress:
                 raise ValueError(
                     f"{asked} stands for all addresses of this machine, and none that others "
                     "could call: say by which URL they reach this worker, "
-                    "advertise='grpc://HOST:PORT' (--advertise)"
+                    "advertise='grpc://HOST:PORT'"
                 )
             return cls(url, any_port)
         advertised, advertises_any_port = _parse(advertise)
@@ -169,6 +174,10 @@ def _parse(location: object) -> tuple[WorkerUrl, bool]:
     any_port = trimmed.endswith(":0") and not trimmed.startswith("grpc+unix:")
     # A worker URL has no port 0; only an address to listen on does.
     return parse_worker_url(f"{trimmed[:-1]}1" if any_port else location), any_port
+
+
+def _asked(url: WorkerUrl, any_port: bool) -> str:
+    return f"{url.key[:-1]}0" if any_port else url.key  # see _parse
 
 
 def _is_wildcard(url: WorkerUrl) -> bool:

@@ -9,6 +9,7 @@ milliseconds, and the calls under way on the old one run to their end. What is a
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
 import time
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Listener"]
 
+_REMEDIES: Final = {
+    errno.EADDRINUSE: "give another port, or port 0 for a free one",
+    errno.EADDRNOTAVAIL: "give an address of this machine",
+    errno.EACCES: "give a port from 1024, or port 0 for a free one",
+}
 _RELEASE_POLL: Final = 0.0005  # seconds between looks whether the old server has left the port
 _RELEASE_PATIENCE: Final = 10.0  # seconds after which somebody else must have taken it
 
@@ -59,8 +65,8 @@ class Listener:
     """Answers calls on one port from the moment it is made until `close`. Thread-safe.
 
     ``port`` is 0 for a Unix socket. ``failure`` is why no call is answered any more, though
-    nobody asked for that. Raises ``pyarrow.ArrowException`` when the address cannot be
-    listened on.
+    nobody asked for that. Raises ``OSError`` with the remedy, or ``pyarrow.ArrowException``,
+    when the address cannot be listened on.
     """
 
     def __init__(self, calls: CallHandlers, address: ListenAddress, guard: Guard) -> None:
@@ -68,6 +74,10 @@ class Listener:
         self._address = address
         self._guard = guard
         self._lock = threading.Lock()
+        if address.url.host:
+            _check_free(
+                address.url.host.strip("[]"), 0 if address.any_port else address.url.port or 0
+            )
         self._server = FlightServer(address.flight_location(guard), calls, guard.server_options())
         self._handed_over: list[threading.Thread] = []
         self._is_closed = False
@@ -136,13 +146,38 @@ def _try_out(guard: Guard) -> None:
     flight.FlightServerBase("grpc+tls://127.0.0.1:0", **guard.server_options()).shutdown()
 
 
+def _check_free(host: str, port: int) -> None:
+    """Raise ``OSError``, with the remedy, unless one address of ``host`` can be listened on.
+
+    gRPC says less, and says it on standard error.
+    """
+    failure: OSError | None = None
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise OSError(f"{error.strerror}; give an address of this machine") from error
+    for address in addresses:
+        try:
+            _bind(address)
+        except OSError as error:
+            failure = failure or error
+        else:
+            return
+    if failure is not None:
+        remedy = _REMEDIES.get(failure.errno or 0)
+        text = failure.strerror or str(failure)
+        raise OSError(f"{text}; {remedy}" if remedy else text) from failure
+
+
 def _is_free(host: str, port: int) -> bool:
     with contextlib.suppress(OSError):
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            return True
+        _bind(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0])
+        return True
     return False
+
+
+def _bind(address: tuple[Any, ...]) -> None:
+    family, kind, protocol, _, where = address
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(where)

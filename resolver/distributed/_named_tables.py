@@ -1,7 +1,7 @@
 """``--table NAME=PATH``: which format a path has, and how a session gets it as a table.
 
-Goes by the extension of a file, or of the files inside a directory; opens none of them.
-Reading is DataFusion's.
+Goes by the extension of a file, or of the files inside a directory. Reading is
+DataFusion's; files are opened here only to find the one that it could not read.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 from datafusion import CsvReadOptions
+from pyarrow import parquet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,15 +57,34 @@ class NamedTable:
         files = sorted(_data_files(path))
         found = sorted({file.suffix for file in files if file.suffix.lower() in EXTENSIONS})
         if len(found) != 1:
-            has = "both " + " and ".join(found) if found else f"no {_known()}"
-            raise ValueError(f"table {name}: directory {given} has {has} files; name one format")
+            has = f"has no {_known()} files; give a file, or a directory of such"
+            if found:
+                has = f"has both {' and '.join(found)} files; give each format its own directory"
+            raise ValueError(f"table {name}: directory {given} {has}")
         first = next(file for file in files if file.suffix == found[0])
         pieces = first.relative_to(path).parts[:-1]
         columns = tuple(piece.partition("=")[0] for piece in pieces if "=" in piece)
         return cls(name, path, found[0], columns)
 
     def register(self, session: datafusion.SessionContext) -> None:
-        """Make it a table of ``session``. Raises what DataFusion raises for its files."""
+        """Make it a table of ``session``. Raises ``ValueError`` that names the file."""
+        try:
+            self._register(session)
+        except Exception as error:  # DataFusion raises nothing more special
+            raise ValueError(f"{self._culprit()}: {error}") from error
+
+    def _culprit(self) -> Path:
+        """The first Parquet file whose footer cannot be read, if there is one."""
+        if self.path.is_dir() and self.extension.lower() == ".parquet":
+            for file in sorted(_data_files(self.path)):
+                try:
+                    if file.suffix == self.extension:
+                        parquet.read_metadata(file)
+                except (OSError, pa.ArrowException):
+                    return file
+        return self.path
+
+    def _register(self, session: datafusion.SessionContext) -> None:
         path = str(self.path)
         columns: list[tuple[str, Any]] = [(name, pa.string()) for name in self.partition_columns]
         more: dict[str, Any] = {"file_extension": self.extension}

@@ -22,7 +22,8 @@ def check() -> None:
             version = metadata.version(package)
         except metadata.PackageNotFoundError:
             raise ImportError(
-                f"resolver.distributed needs {package}: {install}",
+                f"resolver.distributed needs {package}, which the extra [datafusion] brings: "
+                f"{install}",
                 name=package,
             ) from None
         if package == "datafusion" and version.partition(".")[0] != str(DATAFUSION_MAJOR):

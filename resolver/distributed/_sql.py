@@ -15,6 +15,8 @@ import time
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Final
 
+from datafusion.expr import EmptyRelation
+
 from resolver import DefaultChannelResolver, FlightConnector
 from resolver._errors import ResolverError
 
@@ -156,8 +158,13 @@ class _Runner:
     def run(self, statement: str) -> None:
         started = time.perf_counter()
         frame = self._session.sql(statement)
-        if not frame.schema().names:  # such as CREATE VIEW or SET, and already done
-            return
+        if not frame.schema().names:
+            if isinstance(frame.logical_plan().to_variant(), EmptyRelation):
+                return  # such as CREATE VIEW or SET, and already done
+            raise ValueError(
+                "the result has no columns; a table has none when its file is empty, and a .csv "
+                "file begins with a heading"
+            )
         if self._request.mode != "run":
             frame.explain(analyze=self._request.mode == "analyze")
             return

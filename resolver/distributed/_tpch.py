@@ -130,11 +130,11 @@ def data_folder(scale_factor: str, data_dir: Path | None = None) -> Path:
 def generate(scale_factor: str, folder: Path) -> None:
     """Make the data, and only then give it its name: a folder that exists is complete.
 
-    Raises ``FileNotFoundError`` without ``tpchgen-cli``, ``RuntimeError`` if it fails.
+    Raises ``FileNotFoundError`` without ``tpchgen-cli``, ``RuntimeError`` if it fails,
+    ``OSError`` where nothing can be written.
     """
     tool = _tool()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tpch-", dir=folder.parent) as parent:
+    with _scratch(folder.parent) as parent:
         fresh = Path(parent) / "data"
         command = [tool, "parquet", "-s", scale_factor, f"--parts={PARTS}"]
         done = subprocess.run(  # noqa: S603  # a known tool, and no shell
@@ -147,6 +147,17 @@ def generate(scale_factor: str, folder: Path) -> None:
         except OSError:
             if not folder.is_dir():  # else somebody else made the same meanwhile
                 raise
+
+
+def _scratch(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=".tpch-", dir=folder)
+    except OSError as error:
+        raise OSError(
+            f"no data can be made in {folder} ({error.strerror}); name another folder with "
+            "--data-dir"
+        ) from error
 
 
 def _tool() -> str:

@@ -231,12 +231,10 @@ class WorkerServer:
         )
         try:
             self._listener = Listener(self._calls, address, guard)
-        except pa.ArrowException as error:
+        except (OSError, pa.ArrowException) as error:
             self._calls.stop()
             exchange.close()
-            raise OSError(
-                f"cannot listen on {address.url.key}: {error}; is the port taken?"
-            ) from error
+            raise OSError(f"cannot listen on {address.asked}: {error}") from error
         self.port: Final[int] = self._listener.port
         self.url: Final[str] = address.worker_url(self.port, guard)
         self.location: Final[str] = address.located(self.port, guard)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tomllib
@@ -153,7 +154,11 @@ def test_workers_without_a_scheme_are_told_how_to_be_named(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--listen", "grpc://0.0.0.0:0"], "(--insecure)"),
+        (["--listen", "grpc://0.0.0.0:0"], "or say --insecure on a network"),
+        (["--listen", "grpc://0.0.0.0:0", "--insecure"], "--advertise grpc://HOST:PORT"),
+        (["--listen", "grpc+tls://127.0.0.1:0"], "give --tls-certificate and --tls-key"),
+        (["--listen", "grpc://192.0.2.1:0", "--insecure"], "give an address of this machine"),
+        (["--listen", "grpc://nobody.invalid:0", "--insecure"], "give an address of this machine"),
         (["--listen", "nonsense"], "scheme"),
         (["--session-builder", "os"], "MODULE:FUNCTION"),
         (["--session-builder", "os:no_such_function"], "os has no function"),
@@ -161,7 +166,18 @@ def test_workers_without_a_scheme_are_told_how_to_be_named(capsys):
             ["--session-builder", "no_such_module:f"],
             "--session-builder no_such_module:f: No module",
         ),
-        (["--token-file", "/no/such/file"], "/no/such/file"),
+        (["--token-file", "/no/such/file"], "--token-file /no/such/file cannot be read (No such"),
+        (["--token-file", os.devnull], f"--token-file {os.devnull} is empty; write the token"),
+        (["--token-file", sys.executable], f"--token-file {sys.executable} is no text"),
+        (["--token-file", __file__], f"--token-file {__file__} holds no token"),
+        (["--tls-certificate", "x"], "--tls-certificate goes with --tls-key; give both"),
+        (["--client-key", "x"], "--client-key goes with --client-certificate; give both"),
+        (["--client-ca", "x"], "--client-ca is for TLS; give --tls-certificate and --tls-key too"),
+        (["--tls-root-certs", "no.pem"], "--tls-root-certs no.pem cannot be read (No such file"),
+        (["--tls-root-certs", __file__], f"--tls-root-certs in {__file__} could not be loaded"),
+        (["--exchange-dir", "/no/such/x"], "--exchange-dir /no/such/x cannot be used (No such"),
+        (["--exchange-dir", "/no/such/x"], "make /no/such first, or give another folder"),
+        (["--exchange-dir", __file__], "give a folder that can be written to"),
     ],
 )
 def test_a_worker_that_cannot_start_says_why(arguments, message, capsys):
@@ -169,6 +185,61 @@ def test_a_worker_that_cannot_start_says_why(arguments, message, capsys):
     error = capsys.readouterr().err
     assert error.startswith("resolver: ")
     assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_certificate_and_key_that_do_not_fit_are_named_as_options(tmp_path, capsys):
+    authority = trustme.CA()
+    for name in "ab":
+        certificate = authority.issue_cert("127.0.0.1")
+        certificate.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        certificate.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+    arguments = ["--tls-certificate", str(tmp_path / "a.pem"), "--tls-key", str(tmp_path / "b.key")]
+    assert main(["worker", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("resolver: --tls-certificate and --tls-key could not be loaded")
+
+
+def test_a_worker_whose_port_is_taken_says_so_in_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "-m", "resolver", "worker", "--listen", f"grpc://127.0.0.1:{port}"],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"resolver: cannot listen on http://127.0.0.1:{port}: Address already in use; "
+        "give another port, or port 0 for a free one\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("no/cache", "(No such file or directory); make {0}/no first, or give another folder"),
+        ("file", "(File exists); give a folder that can be written to"),
+    ],
+)
+def test_a_data_dir_that_cannot_be_used_is_named(tmp_path, capsys, folder, message):
+    (tmp_path / "file").touch()
+    assert main(["demo", "--data-dir", str(tmp_path / folder)]) == 2
+    option = f"--data-dir {tmp_path / folder} cannot be used"
+    assert capsys.readouterr().err == f"resolver: {option} {message.format(tmp_path)}\n"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_cache_that_cannot_be_written_names_the_option(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert main(["demo"]) == 2
+    error = capsys.readouterr().err
+    assert f"no data can be made in {tmp_path}/file/resolver (Not a directory)" in error
+    assert "--data-dir" in error
 
 
 def test_a_traceback_is_shown_on_demand():
@@ -247,15 +318,24 @@ def test_what_is_to_be_installed_is_what_the_extra_installs():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     wanted = list(_requirements._WANTED.values())
     assert project["optional-dependencies"]["datafusion"] == wanted
+    (line,) = [
+        line
+        for line in (REPOSITORY / "README.md").read_text().splitlines()
+        if line.startswith("$ pip install '.[datafusion]'")
+    ]
+    assert line.endswith(": " + ", ".join(wanted))
 
 
 @pytest.mark.parametrize(
     ("versions", "message"),
     [
-        ({}, r"needs datafusion: pip install 'datafusion==55\.\*' 'protobuf>=5'"),
+        (
+            {},
+            r"needs datafusion, which the extra \[datafusion\] brings: pip install 'datafusion==55\.\*' 'protobuf>=5'",
+        ),
         (
             {"datafusion": "55.0.0"},
-            r"needs protobuf: pip install 'datafusion==55\.\*' 'protobuf>=5'",
+            r"needs protobuf, which .* brings: pip install 'datafusion==55\.\*' 'protobuf>=5'",
         ),
         (
             {"datafusion": "56.1.0", "protobuf": "6"},

@@ -27,6 +27,7 @@ from resolver.distributed._output import table_text, write
 from resolver.distributed._statements import split
 from tests.support.distributed import eventually, names
 
+AT_A_WORKER = ["--workers", "http://127.0.0.1:1", "SELECT 1"]
 REPOSITORY = Path(resolver.__file__).parents[1]
 PEOPLE = pa.table({"id": [1, 2, 3], "name": ["Ada", "Grace", None]})
 JOIN = """
@@ -210,7 +211,8 @@ def test_a_table_name_is_as_in_sql(capfd, tmp_path):
         ("people={}/nothing", "there is no file or directory"),
         ("people={}/notes.txt", ".csv, .json, .ndjson or .arrow"),
         ("people={}/empty", "no .parquet, .csv"),
-        ("people={}/mixed", "both .csv and .parquet"),
+        ("people={}/empty", "files; give a file, or a directory of such"),
+        ("people={}/mixed", "both .csv and .parquet files; give each format its own directory"),
     ],
 )
 def test_a_table_that_cannot_be_one_is_refused(capfd, tmp_path, table, message):
@@ -455,7 +457,28 @@ def test_a_file_that_is_not_what_it_says_is_an_error(capfd, tmp_path):
     (tmp_path / "people.parquet").write_text("id,name\n")
     code, _, err = run(capfd, "--table", f"people={tmp_path / 'people.parquet'}", "SELECT 1")
     assert code == 1
-    assert "table people: " in err
+    assert f"table people: {tmp_path / 'people.parquet'}: " in err
+
+
+def test_the_file_of_a_directory_that_is_not_what_it_says_is_named(capfd, tmp_path):
+    for name in "abc":
+        parquet.write_table(PEOPLE, tmp_path / f"{name}.parquet")
+    (tmp_path / "b.parquet").write_text("id,name\n")
+    code, _, err = run(capfd, "--table", f"people={tmp_path}", "SELECT 1")
+    assert code == 1
+    assert f"table people: {tmp_path / 'b.parquet'}: " in err
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_a_result_without_columns_is_an_error_that_says_why(capfd, tmp_path, kind):
+    path = tmp_path / f"people.{kind}"
+    path.touch()
+    table = f"people={path}"
+    code, out, err = run(capfd, "--table", table, "SELECT * FROM people")
+    assert (code, out) == (1, "")
+    assert "the result has no columns; a table has none when its file is empty" in err
+    query = "SELECT count(*) AS n FROM people"
+    assert run(capfd, "--table", table, "--output", "json", query)[1] == '{"n":0}\n'
 
 
 @pytest.mark.parametrize(
@@ -464,13 +487,17 @@ def test_a_file_that_is_not_what_it_says_is_an_error(capfd, tmp_path):
         ([], "give the SQL"),
         (["SELECT 1", "--file", "query.sql"], "give the SQL"),
         ([";"], "there is no SQL to run"),
-        (["--file", "/no/such/query.sql"], "/no/such/query.sql"),
+        (["--file", "/no/such/query.sql"], "--file /no/such/query.sql cannot be read (No such"),
         (["--explain", "--output-file", "x", "SELECT 1"], "--explain prints"),
         (["--output-file", "x.xlsx", "SELECT 1"], "x.xlsx ends in no known format; say --output"),
         (["--output-file", "/no/such/x.csv", "SELECT 1"], "no folder for --output-file /no/such/"),
         (["--token-file", "token", "SELECT 1"], "--workers"),
+        (["--tls-key", "key", "SELECT 1"], "--workers"),
         (["--workers", "http://user:pw@host:1", "SELECT 1"], "user"),
-        (["--workers", "http://127.0.0.1:1", "--token-file", "/no/such", "SELECT 1"], "/no/such"),
+        ([*AT_A_WORKER, "--token-file", "/no/such"], "--token-file /no/such cannot be read"),
+        ([*AT_A_WORKER, "--tls-root-certs", "no.pem"], "--tls-root-certs no.pem cannot be read"),
+        ([*AT_A_WORKER, "--tls-root-certs", __file__], f"--tls-root-certs in {__file__} could"),
+        ([*AT_A_WORKER, "--tls-key", "no.pem"], "--tls-key goes with --tls-certificate"),
     ],
 )
 def test_a_command_line_that_makes_no_sense_is_refused(capfd, arguments, message):
