@@ -7,6 +7,7 @@ is imported only once a command needs it, so that ``--help`` works without its e
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._cli_files import folder_for, in_options, text_of, tls_of, token_of
+from ._cli_signals import ending_by_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -117,6 +119,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.stdout is None:  # Python was started with it closed
         print("resolver: stdout is closed, and there is nowhere to write", file=sys.stderr)
         return 2
+    with contextlib.nullcontext() if arguments.serves else ending_by_signals() as ending:
+        try:
+            code = _run(arguments)
+        except KeyboardInterrupt:
+            code = 128 + signal.SIGINT
+    return code if ending is None or not ending.signal else 128 + ending.signal
+
+
+def _run(arguments: argparse.Namespace) -> int:
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         code = command(arguments)
@@ -130,8 +141,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"resolver: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     return code
 
 
@@ -175,7 +184,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         help="where the data is kept; made if missing, but not the directory that it is in "
         "(default: resolver/ in $XDG_CACHE_HOME, or ~/.cache)",
     )
-    parser.set_defaults(command=_demo)
+    parser.set_defaults(command=_demo, serves=False)
 
 
 def _add_sql(parser: argparse.ArgumentParser) -> None:
@@ -223,7 +232,7 @@ def _add_sql(parser: argparse.ArgumentParser) -> None:
     add("--tls-root-certs", metavar="PEM", type=Path, help="who is trusted to be a worker")
     add("--tls-certificate", metavar="PEM", type=Path, help="certificate that workers demand")
     add("--tls-key", metavar="PEM", type=Path, help="private key of the certificate")
-    parser.set_defaults(command=_sql)
+    parser.set_defaults(command=_sql, serves=False)
 
 
 def _add_worker(parser: argparse.ArgumentParser) -> None:
@@ -265,7 +274,7 @@ def _add_worker(parser: argparse.ArgumentParser) -> None:
     add("--insecure", action="store_true", help="serve other machines with none of the above")
     add("--owner", type=int, help=argparse.SUPPRESS)
     add("--owner-dir", type=Path, help=argparse.SUPPRESS)
-    parser.set_defaults(command=_worker)
+    parser.set_defaults(command=_worker, serves=True)  # it has signals of its own
 
 
 def _scale_factor(text: str) -> str:

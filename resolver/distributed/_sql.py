@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import time
+import weakref
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Final
 
@@ -216,12 +217,14 @@ class _Runner:
                 yield sink
         else:
             partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+            # A finalizer, for it also runs where a signal ends the process from elsewhere.
+            clean_up = weakref.finalize(self, partial.unlink, missing_ok=True)
             try:
                 with partial.open("wb") as sink:
                     yield sink
                 partial.replace(path)
             finally:
-                partial.unlink(missing_ok=True)
+                clean_up()
 
 
 @contextlib.contextmanager

@@ -637,6 +637,59 @@ def test_an_interrupt_ends_the_query_and_the_cluster(tpch, tmp_path):
     assert names(tmp_path) == []
 
 
+ENDLESS = (
+    "SELECT sum(sin(a.v * b.v)) AS n FROM generate_series(1, 10000000) a(v), "
+    "generate_series(1, 10000000) b(v)"
+)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_query_that_computes_in_this_process_can_be_ended(tmp_path, stop):
+    """Python's own handler would wait for DataFusion to come back."""
+    output = tmp_path / "n.csv"
+    process = subprocess.Popen(
+        command("--workers", "1", "--output-file", str(output), ENDLESS),
+        cwd=REPOSITORY,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        eventually(lambda: any(tmp_path.glob(".n.csv.*")), 60)
+        workers = children(process.pid)
+        process.send_signal(stop)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, out, err) == (128 + stop, "", "")
+    eventually(lambda: not any(Path("/proc", worker).exists() for worker in workers))
+    eventually(lambda: names(tmp_path) == [])
+
+
+def test_a_cluster_that_is_starting_ends_with_the_command(tmp_path):
+    process = subprocess.Popen(
+        command("--workers", "2", "SELECT 1"),
+        cwd=REPOSITORY,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        eventually(lambda: any(tmp_path.glob("resolver-cluster-*/worker-1.log")), 60)
+        os.killpg(process.pid, signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, out, err) == (128 + signal.SIGTERM, "", "")
+    assert names(tmp_path) == []
+
+
 def test_a_reader_that_has_enough_ends_it_quietly(tpch):
     process = subprocess.Popen(
         command(

@@ -18,7 +18,7 @@ PACKAGE = Path(resolver.__file__).parent
 LAYERS = (  # from the top; a module imports only from layers below its own
     ("resolver.__main__",),
     ("resolver.cli",),
-    ("resolver._cli_files",),
+    ("resolver._cli_files", "resolver._cli_signals"),
     ("resolver.distributed",),
     ("resolver.testing",),
     ("resolver.aio",),
