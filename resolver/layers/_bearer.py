@@ -38,9 +38,11 @@ class BearerToken(Layer):
     (``do_put``, ``do_exchange``) are not: what was written is gone.
 
     A provider that fails is asked again after 0.5 s, then less and less often, at most every
-    30 s. As long as the token is valid nobody notices; after that, calls are refused with
-    `TokenUnavailableError` (through pyarrow: ``FlightInternalError``). No token appears in a
-    log, ``repr`` or error. Raises TypeError or ValueError for options that make no sense.
+    30 s. One that has not returned after 60 s is asked once more beside, on another thread, and
+    after 120 s more again. As long as the token is valid nobody notices; after that, calls are
+    refused with `TokenUnavailableError` (through pyarrow: ``FlightInternalError``). No token
+    appears in a log, ``repr`` or error. Raises TypeError or ValueError for options that make
+    no sense.
     """
 
     def __init__(

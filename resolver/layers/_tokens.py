@@ -24,6 +24,10 @@ from resolver._shared_errors import without_traceback
 
 _FIRST_REST: Final = 0.5  # seconds after a provider's first failure until it is asked again
 _LONGEST_REST: Final = 30.0
+_HANGING: Final = 60.0
+"""Seconds after which a provider that has not returned is asked once more beside; twice that the
+next time, and so on, for each of them keeps a thread."""
+_LONGEST_HANGING: Final = 3600.0
 _SETTLING: Final = 1.0  # seconds for which a token that was just forced is not forced again
 
 _log = logging.getLogger("resolver")
@@ -63,6 +67,8 @@ class TokenSource:
         self._is_forced = False
         self._obtained_at = -math.inf
         self._asking: Asking | None = None
+        self._asked_at = -math.inf
+        self._hanging = 0  # of those who were asked, and are waited for no more
         self._failure: BaseException | None = None
         self._failures_in_a_row = 0
         self._rest_until = -math.inf
@@ -131,18 +137,22 @@ class TokenSource:
         if self._pid != os.getpid():
             self._start_over()  # a thread that is not here was asking
         with self._lock:
+            now = time.monotonic()
             if self._asking is not None:
-                return self._asking
+                if now - self._asked_at < min(_HANGING * 2**self._hanging, _LONGEST_HANGING):
+                    return self._asking
+                self._hanging += 1
+                self._asking = None
             token = self._token
             asking: Asking = Future()
             if token is not None and token.value != outdated and _is_valid(token):
                 asking.set_result(token)  # it came while we were on our way here
                 return asking
-            if time.monotonic() < self._rest_until and self._failure is not None:
+            if now < self._rest_until and self._failure is not None:
                 asking.set_result(self._failure)
                 return asking
             asking.set_running_or_notify_cancel()  # from here on nobody can cancel it
-            self._asking = asking
+            self._asking, self._asked_at = asking, now
         renewing = threading.Thread(
             target=self._renew, args=(asking, force), name="resolver-token", daemon=True
         )
@@ -161,22 +171,29 @@ class TokenSource:
         is_first_failure = False
         with self._lock:
             now = time.monotonic()
+            is_late = self._asking is not asking  # others have been asked since
+            self._hanging -= is_late
             if isinstance(outcome, Token):
-                if self._token is not None and _left(self._token) > 0:
-                    # What was got ahead of time may end soon itself, or be the same as before:
-                    # that is no reason to ask again at each call.
-                    self._ahead_after = now + max(_left(outcome) / 2, _FIRST_REST)
-                self._token, self._obtained_at, self._is_forced = outcome, now, force
-                self._failure, self._failures_in_a_row = None, 0
-            else:
+                if not is_late or self._token is None or not _is_valid(self._token):
+                    self._keep(outcome, now, force)
+            elif not is_late:
                 is_first_failure = self._failures_in_a_row == 0
                 rest = min(_FIRST_REST * 2 ** min(self._failures_in_a_row, 16), _LONGEST_REST)
                 self._failures_in_a_row += 1
                 self._failure, self._rest_until = outcome, now + rest
-            self._asking = None
+            if not is_late:
+                self._asking = None
         if is_first_failure:  # of many in a row; without its words, which may hold anything
             _log.error("The provider of a bearer token failed (%s)", type(outcome).__name__)
         asking.set_result(outcome)
+
+    def _keep(self, token: Token, now: float, force: bool) -> None:
+        if self._token is not None and _left(self._token) > 0:
+            # What was got ahead of time may end soon itself, or be the same as before: that
+            # is no reason to ask again at each call.
+            self._ahead_after = now + max(_left(token) / 2, _FIRST_REST)
+        self._token, self._obtained_at, self._is_forced = token, now, force
+        self._failure, self._failures_in_a_row = None, 0
 
 
 def _called(provider: Provider) -> Any:

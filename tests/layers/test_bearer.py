@@ -8,6 +8,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from pyarrow import flight
 
 import resolver.aio
 from resolver import FlightConnector, GrpcConnector, WorkerConnectError
-from resolver.layers import BearerToken, CallMetrics, Token, TokenUnavailableError
+from resolver.layers import BearerToken, CallMetrics, Token, TokenUnavailableError, _tokens
 from resolver.layers._call import Call
 from tests.support.aio import until
 from tests.support.threads import Background, run_concurrently, wait_until
@@ -221,6 +222,59 @@ def test_options_that_make_no_sense(arguments, error) -> None:
     provider, *options = arguments
     with pytest.raises(error):
         BearerToken(provider, **(options[0] if options else {}))
+
+
+def test_one_that_never_returns_is_asked_once_more_beside(monkeypatch) -> None:
+    monkeypatch.setattr(_tokens, "_HANGING", 0.5)
+    release, asked = threading.Event(), []
+
+    def provider() -> str:
+        asked.append(threading.current_thread())
+        if len(asked) == 1:
+            release.wait(60)
+            return "late"
+        return "second"
+
+    source = BearerToken(provider, timeout=0.01)._source
+    try:
+        wait_until(lambda: _has(source, "second"))
+        assert len(asked) == 2  # everybody before waited for the first
+    finally:
+        release.set()
+    asked[0].join(60)
+    assert source.get(0.01) == "second", "what came late replaced what is newer"
+    assert source._hanging == 0
+
+
+def test_a_provider_that_hangs_each_time_is_asked_less_and_less_often(monkeypatch) -> None:
+    monkeypatch.setattr(_tokens, "_HANGING", 1.0)
+    now, release, asked = [0.0], threading.Event(), []
+
+    def provider() -> str:
+        asked.append(now[0])
+        release.wait(60)
+        return "late"
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+    monkeypatch.setattr(_tokens, "time", clock)
+    source = BearerToken(provider)._source
+    try:
+        for second in range(16):
+            now[0] = float(second)
+            source._ask(None)
+            wait_until(lambda: bool(asked))
+        wait_until(lambda: len(asked) == 5)
+        assert asked == [0.0, 1.0, 3.0, 7.0, 15.0]
+    finally:
+        release.set()
+    wait_until(lambda: _has(source, "late"))
+
+
+def _has(source: _tokens.TokenSource, token: str) -> bool:
+    try:
+        return source.get(0.01) == token
+    except TokenUnavailableError:
+        return False
 
 
 def test_threads_refused_together_ask_once() -> None:
