@@ -88,6 +88,10 @@ class GrpcConnector(GrpcOptions):
             for interceptor in layer.aio_interceptors()
         ]
         interceptors += self.interceptors
+        if interceptors:
+            from ._refusals import KeepsStatus  # noqa: PLC0415 -- grpc only when it is used
+
+            interceptors.append(KeepsStatus())
         if credentials is None:
             return grpc.aio.insecure_channel(target, options, interceptors=interceptors)
         own = channel_credentials(grpc, credentials)

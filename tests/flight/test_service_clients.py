@@ -14,6 +14,7 @@ from resolver._flight_batches import BatchDecoder, BatchEncoder
 from resolver._flight_wire import FlightData, decode_data, encode_data
 from resolver._grpc import GrpcConnector, create_flight_client
 from resolver.aio import _connector as aio_connector
+from resolver.layers import CallMetrics
 
 pytest.importorskip("grpc")
 
@@ -232,9 +233,11 @@ class Blocking:
 class Aio:
     """The same over the asyncio client."""
 
+    layers = ()
+
     def __init__(self, port):
         self.runner = asyncio.Runner()
-        connector = aio_connector.GrpcConnector()
+        connector = aio_connector.GrpcConnector(layers=self.layers)
         self.client = self.runner.run(connector.connect(f"http://127.0.0.1:{port}"))
 
     def call(self, name, *arguments, **options):
@@ -325,13 +328,19 @@ class Aio:
         self.runner.close()
 
 
+class LayeredAio(Aio):
+    """With interceptors, behind which grpc.aio has calls of another kind."""
+
+    layers = (CallMetrics(),)
+
+
 @pytest.fixture(scope="module")
 def server():
     with Server() as server:
         yield server
 
 
-@pytest.fixture(params=[Blocking, Aio], ids=["grpcio", "aio"])
+@pytest.fixture(params=[Blocking, Aio, LayeredAio], ids=["grpcio", "aio", "layered aio"])
 def client(request, server):
     client = request.param(server.port)
     yield client
