@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -38,6 +39,14 @@ _IN_OPTIONS = {
     "advertise='grpc://HOST:PORT'": "--advertise grpc://HOST:PORT",
 }
 """What the Python API says in the errors of a worker's address, as options."""
+
+_OF_CALLS = {
+    "root_certificates (tls_root_certificates)": "--tls-root-certs",
+    "client_certificate": "--tls-certificate",
+    "client_key": "--tls-key",
+    "the token or the client certificate of the connector": "--token-file and --tls-certificate",
+}
+"""The same for the errors of calls to workers."""
 
 _DESCRIPTION = """\
 Distributed DataFusion over Arrow Flight workers.
@@ -119,6 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.stdout is None:  # Python was started with it closed
         print("resolver: stdout is closed, and there is nowhere to write", file=sys.stderr)
         return 2
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # plans are drawn with more than ASCII
     with contextlib.nullcontext() if arguments.serves else ending_by_signals() as ending:
         try:
             code = _run(arguments)
@@ -305,6 +316,8 @@ def _workers(text: str) -> int | list[str]:
 
 
 def _sql(arguments: argparse.Namespace) -> int:
+    # Before gRPC starts: of a handshake that failed it would tell in lines of its own.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from .distributed import _sql as sql
 
     query = _query(arguments)
@@ -339,7 +352,7 @@ def _sql(arguments: argparse.Namespace) -> int:
     except sql.QueryError as error:
         if arguments.traceback:
             raise
-        print(f"resolver: {error}", file=sys.stderr)
+        print(f"resolver: {in_options(str(error), _OF_CALLS)}", file=sys.stderr)
         return 1
     return 0
 
@@ -349,7 +362,10 @@ def _query(arguments: argparse.Namespace) -> str:
         raise ValueError('give the SQL either in quotes, such as "SELECT 1", or with --file')
     if arguments.file is not None:
         return text_of("--file", arguments.file, "SQL")
-    return sys.stdin.read() if arguments.query == "-" else str(arguments.query)
+    query = sys.stdin.read() if arguments.query == "-" else str(arguments.query)
+    if not query.isascii() and query != query.encode(errors="replace").decode():
+        raise ValueError("the SQL is no text in UTF-8")
+    return query
 
 
 def _connector(arguments: argparse.Namespace) -> FlightConnector:

@@ -564,8 +564,48 @@ def test_running_workers_are_used_with_tls_and_a_token(capfd, people, tmp_path):
         (tmp_path / "token").write_text("wrong-token")
         code, _, err = run(capfd, "--token-file", str(tmp_path / "token"), *arguments)
         assert code == 1
-        assert "token" in err
+        assert "check --token-file and --tls-certificate" in err
         assert "wrong-token" not in err
+
+
+def test_workers_with_certificates_are_started_and_used_by_options_alone(people, tmp_path):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    options = []
+    for name, purpose in (("127.0.0.1", "tls"), ("client@example.org", "client")):
+        certificate = authority.issue_cert(name)
+        certificate.cert_chain_pems[0].write_to_path(tmp_path / f"{purpose}.pem")
+        certificate.private_key_pem.write_to_path(tmp_path / f"{purpose}.key")
+        options += [f"--{purpose}-certificate", str(tmp_path / f"{purpose}.pem")]
+        options += [f"--{purpose}-key", str(tmp_path / f"{purpose}.key")]
+    roots = ["--tls-root-certs", str(tmp_path / "ca.pem")]
+    worker = [sys.executable, "-m", "resolver", "worker", "--client-ca", str(tmp_path / "ca.pem")]
+    worker += ["--listen", "grpc+tls://127.0.0.1:0", "--exchange-dir", str(tmp_path / "exchange")]
+    processes = [
+        subprocess.Popen([*worker, *roots, *options], cwd=REPOSITORY, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    try:
+        urls = [json.loads(process.stdout.readline())["url"] for process in processes]
+        query = "SELECT a.id, count(*) AS n FROM people a JOIN people b USING (id) GROUP BY a.id"
+
+        def ask(*more):
+            asked = command("--workers", ",".join(urls), "--table", people, "--output", "csv")
+            return subprocess.run(
+                [*asked, *more, query], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+            )
+
+        own = ["--tls-certificate", options[5], "--tls-key", options[7]]
+        shown = ask(*roots, *own)
+        assert (shown.returncode, len(shown.stdout.splitlines()), shown.stderr) == (0, 4, "")
+        assert "pass --tls-certificate and --tls-key" in ask(*roots).stderr
+        distrusted = ask(*own)
+        assert "pass that authority as --tls-root-certs" in distrusted.stderr
+        assert distrusted.stderr.count("\n") == 1, "gRPC must not talk, too"
+    finally:
+        for process in processes:
+            process.terminate()
+            process.communicate(timeout=30)
 
 
 def test_workers_that_are_gone_are_named(capfd, people):
@@ -724,6 +764,26 @@ def test_progress_is_shown_on_a_terminal_and_gone_at_the_end(tpch):
     assert b"customers" in done.stdout
     assert "stage " in shown
     assert shown.endswith(" \r")
+
+
+def test_a_terminal_without_unicode_still_gets_the_plan(tpch):
+    done = subprocess.run(
+        command("--workers", "1", *tables(tpch, "customer", "nation"), "--explain", JOIN),
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"Head stage" in done.stdout
+
+
+def test_sql_that_is_no_text_is_refused():
+    done = subprocess.run(
+        command("-"), cwd=REPOSITORY, input=b"SELECT '\xff'", capture_output=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"resolver: the SQL is no text")
 
 
 def test_progress_can_be_had_and_not_had(capfd, tpch):
