@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import pyarrow as pa
 from pyarrow import flight
 
+from resolver import _flight_wire as wire
 from resolver._flight_batches import BatchDecoder, BatchEncoder, FlightStreamChunk, metadata_only
 from resolver._flight_calls import (
     METHODS,
@@ -32,8 +33,6 @@ from resolver._shared_errors import without_traceback
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-
-    from resolver import _flight_wire as wire
 
 __all__ = [
     "FlightMetadataReader",
@@ -88,12 +87,20 @@ class FlightServiceClient:
         For the ``headers`` of later calls. Raises ``FlightUnauthenticatedError`` when the
         server gives none.
         """
+        self._method("handshake")  # closed, or of another loop
+        # As a call with one answer: of a stream that ends at once, grpc.aio mostly forgets
+        # what the server sent first.
+        method = self._channel.unary_unary(
+            wire.SERVICE + METHODS["handshake"].name,
+            request_serializer=wire.encode_handshake,
+        )
         given = with_basic_authorization(headers, username, password)
-        messages = self._stream("handshake", None, timeout, given)
-        await messages.done_writing()
-        async for _ in messages:
-            pass
-        return bearer_of(*await messages.metadata())
+        call = method(b"", timeout=timeout, metadata=tuple(given))
+        try:
+            await call
+        except Exception as error:  # noqa: BLE001 -- those of grpc become pyarrow's
+            raise as_flight_error(error) from None
+        return bearer_of(await call.initial_metadata(), await call.trailing_metadata())
 
     def list_flights(
         self, criteria: bytes = b"", *, timeout: float | None = None, headers: Any = None
@@ -344,10 +351,6 @@ class _Messages:
     def cancel(self) -> None:
         """End the call now; the next read says so."""
         self._call.cancel()
-
-    async def metadata(self) -> tuple[Any, Any]:
-        """What the server sent before its answers and after; the call has ended."""
-        return await self._call.initial_metadata(), await self._call.trailing_metadata()
 
     def _check_loop(self) -> None:
         if self._loop is not None and _running_loop() is not self._loop:

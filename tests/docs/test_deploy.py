@@ -146,7 +146,7 @@ def test_the_unit_hands_over_what_the_command_reads(unit):
     read = set(re.findall(r"\$\{CREDENTIALS_DIRECTORY\}/([\w.]+)", service["ExecStart"]))
     assert handed == read == {"server.pem", "server.key", "token"}
     arguments = _parser().parse_args(of_unit(unit)[3:])
-    assert arguments.exchange_dir == f"/var/cache/{service['CacheDirectory']}"
+    assert str(arguments.exchange_dir) == f"/var/cache/{service['CacheDirectory']}"
     assert service["User"] not in ("", "root")
 
 
@@ -190,6 +190,6 @@ def test_the_container_serves_where_its_command_listens(instructions):
     given = dict(instructions)
     arguments = _parser().parse_args(of_container(instructions)[3:])
     assert arguments.listen.endswith(f":{given['EXPOSE']}")
-    assert arguments.exchange_dir == given["VOLUME"]
+    assert str(arguments.exchange_dir) == given["VOLUME"]
     assert given["USER"].isdecimal(), "Kubernetes proves only a number to be no root"
     assert given["USER"] != "0"

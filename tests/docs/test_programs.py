@@ -26,7 +26,7 @@ EXPECTED = {
         ["WARNING resolver.distributed._scheduler: query"],
     ),
     "worker_session_builder.py": (
-        ["blue: 24975000 cents", "red: refused: there is no tenant 'red'"],
+        ["blue: 24975000 cents", "PermissionError: there is no tenant 'red'"],
         [],
     ),
 }

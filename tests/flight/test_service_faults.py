@@ -30,7 +30,7 @@ from resolver import (  # noqa: E402  # only where grpcio is
 from resolver import _flight_wire as wire  # noqa: E402
 from resolver._flight_batches import BatchEncoder  # noqa: E402
 from resolver.aio import GrpcConnector as AioConnector  # noqa: E402
-from resolver.layers import RequestHeaders  # noqa: E402
+from resolver.layers import CallMetrics, RequestHeaders  # noqa: E402
 from tests.support.threads import wait_until  # noqa: E402
 
 BATCHES = [pa.record_batch({"n": pa.array([first, 2, 3])}) for first in range(3)]
@@ -168,7 +168,14 @@ class Aio:
         self.runner.close()
 
 
-@pytest.fixture(params=[Blocking, Aio], ids=["grpcio", "aio"])
+class LayeredAio(Aio):
+    """With interceptors, behind which grpc.aio has calls of another kind."""
+
+    def __init__(self, url, **options):
+        super().__init__(url, **{"layers": [CallMetrics()], **options})
+
+
+@pytest.fixture(params=[Blocking, Aio, LayeredAio], ids=["grpcio", "aio", "layered aio"])
 def kind(request):
     return request.param
 
