@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["Ending", "ending_by_signals"]
 
 _UNTIL_NOTICED: Final = 2.0  # seconds
-_UNTIL_CLEAN: Final = 15.0  # seconds; closing a cluster may take 5
+# Seconds; closing a cluster may take 5. DataFusion may notice, and not come back all the same.
+_UNTIL_CLEAN: Final = 7.0
+_UNTIL_EXIT: Final = 5.0  # seconds for what is to be done at exit, which may wait for it too
 
 
 class Ending:
@@ -48,7 +50,13 @@ class Ending:
         if not self._done.is_set():
             # Directories and unfinished files go; an interpreter's usual end would wait for
             # the main thread. Workers end with the pipe that they hold.
-            atexit._run_exitfuncs()  # noqa: SLF001  # there is no public name
+            leaving = threading.Thread(
+                target=atexit._run_exitfuncs,  # noqa: SLF001  # there is no public name
+                name="exit",
+                daemon=True,
+            )
+            leaving.start()
+            leaving.join(_UNTIL_EXIT)
             os._exit(128 + number[0])
 
 
