@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from ._directory import LockedDirectory
 from ._partition import PartitionWriter, StoredPartition, read
+from ._wire import UnknownOutputError
 
 if TYPE_CHECKING:
     import os
@@ -134,12 +135,12 @@ class Exchange:
             self._queries[key.query].outputs[key] = tuple(partitions)
 
     def partition(self, ticket: PartitionTicket) -> StoredPartition:
-        """What ``ticket`` names; ``KeyError`` when this process does not hold it."""
+        """What ``ticket`` names; ``UnknownOutputError`` when this process does not hold it."""
         with self._lock:
             query = self._queries.get(ticket.output.query)
             partitions = () if query is None else query.outputs.get(ticket.output, ())
             if query is None or ticket.partition >= len(partitions):
-                raise KeyError(ticket)
+                raise UnknownOutputError(ticket)
             query.until = time.monotonic() + query.lease
             return partitions[ticket.partition]
 
@@ -187,11 +188,13 @@ class Exchange:
         """Keep ``query`` for its lease, and ``ahead`` seconds more, from now.
 
         With ``lease``, in seconds, the query is kept from now on though nothing has been
-        written for it, and that is its lease. Raises ``KeyError`` for a query that is not
-        kept, ``QueryReleasedError`` for one that is over.
+        written for it, and that is its lease. Raises ``UnknownOutputError`` for a query
+        that is not kept, ``QueryReleasedError`` for one that is over.
         """
         with self._lock:
             if lease is None:
+                if query not in self._queries:
+                    raise UnknownOutputError(query)
                 entry = self._queries[query]
             else:
                 entry = self._query_locked(query)

@@ -24,7 +24,7 @@ from ._partition import PartitionWriter
 from ._plan_proto import FileEntry, PlanNode
 from ._reach import reach
 from ._threads import call_all
-from ._wire import PartitionSource, PartitionTicket, WireError
+from ._wire import PartitionSource, PartitionTicket, UnknownOutputError, WireError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,7 +85,7 @@ class Fetcher:
             try:
                 ticket = PartitionTicket(source.output, source.partition)
                 found[source] = self._exchange.partition(ticket).files
-            except KeyError:
+            except UnknownOutputError:
                 if source.files:
                     found[source] = self._written(source, directory, index)
                 else:

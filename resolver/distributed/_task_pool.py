@@ -13,6 +13,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
+from ._wire import UnknownOutputError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -119,15 +121,15 @@ class TaskPool(Generic[_T]):
     ) -> _T | None:
         """The result of the task ``key``, or ``None`` if it still runs after ``seconds``.
 
-        Raises what the task raised, to everyone who asks; ``KeyError`` for a key that is
-        not known, or no longer. When ``is_cancelled()``, asked several times a second,
+        Raises what the task raised, to everyone who asks; ``UnknownOutputError`` for a key
+        that is not known, or no longer. When ``is_cancelled()``, asked several times a second,
         becomes true, cancels the task and raises ``TaskCancelledError``.
         """
         deadline = time.monotonic() + seconds
         with self._lock:
             task = self._queries.get(key.query, {}).get(key)
         if task is None:
-            raise KeyError(key)
+            raise UnknownOutputError(key)
         while not task.done.wait(max(0.0, min(_CANCEL_POLL, deadline - time.monotonic()))):
             if is_cancelled():
                 self._cancel([task])

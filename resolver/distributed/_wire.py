@@ -63,6 +63,10 @@ _MAX_INDEX: Final = 1 << 20
 _QUERY_ID: Final = re.compile(r"[0-9a-f]{32}")
 
 
+class UnknownOutputError(KeyError):
+    """What was named, a task, an output or a query, is not held by this process."""
+
+
 class WireError(ValueError):
     """A message that does not follow the protocol; the message says how."""
 

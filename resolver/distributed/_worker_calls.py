@@ -139,7 +139,7 @@ class CallHandlers:
             for batch in read(stored, asked.first_batch, limit=PIECE_BYTES):
                 yield batch
                 # Whoever reads it slowly is still there.
-                with contextlib.suppress(KeyError):
+                with contextlib.suppress(_wire.UnknownOutputError):
                     self._exchange.touch(asked.output.query)
 
     def _execute_task(self, context: flight.ServerCallContext, body: bytes) -> bytes:
@@ -169,11 +169,9 @@ class CallHandlers:
                     headers=headers,
                     allow_python_udfs=self._worker.allow_python_udfs,
                 )
-            except BaseException as error:
+            except BaseException:
                 # With the query's files gone, a plan fails in words that blame the plan.
                 self._exchange.check_running(query)
-                if isinstance(error, KeyError):  # the resolver's: no output is missing
-                    raise _foreign("the worker's channel resolver", error) from error
                 raise
             return report.to_bytes()
 
@@ -197,7 +195,7 @@ class CallHandlers:
         try:
             return self._pool.wait(key, seconds, context.is_cancelled) or b""
         finally:
-            with contextlib.suppress(KeyError):
+            with contextlib.suppress(_wire.UnknownOutputError):
                 self._exchange.touch(key.query)
 
     def _release_query(self, _context: flight.ServerCallContext, body: bytes) -> bytes:
@@ -277,7 +275,10 @@ class _Sessions:
         except (flight.FlightUnauthenticatedError, flight.FlightUnauthorizedError):
             raise  # it turns the caller away
         except Exception as error:
-            raise _foreign("the worker's session builder", error) from error
+            # Of its own type it could mean something else here: FileExistsError, a replay.
+            raise RuntimeError(
+                f"the worker's session builder raised {type(error).__name__}: {error}"
+            ) from error
 
     def forget(self, query: str) -> None:
         with self._lock:
@@ -312,7 +313,7 @@ def _answering() -> Iterator[None]:
         raise
     except (_wire.WireError, InvalidPlanError, FileExistsError) as error:
         raise pa.ArrowInvalid(str(error)) from None
-    except KeyError:
+    except _wire.UnknownOutputError:
         raise pa.ArrowKeyError("this worker does not hold that output") from None
     except (QueryReleasedError, TaskCancelledError) as error:
         raise flight.FlightCancelledError(str(error)) from None
@@ -329,11 +330,8 @@ def _refusal(text: str) -> flight.FlightUnavailableError:
     return flight.FlightUnavailableError(text, json.dumps({"refused": True}).encode())
 
 
-def _foreign(whose: str, error: Exception) -> RuntimeError:
-    """What a user's code raised: the same type raised here could mean something else."""
-    return RuntimeError(f"{whose} raised {type(error).__name__}: {error}")
-
-
 def _fail(error: BaseException) -> NoReturn:
     text = str(error) or type(error).__name__
+    if isinstance(error, KeyError):  # which says its key and no more
+        text = f"KeyError: {text}"
     raise flight.FlightServerError(text) from None
