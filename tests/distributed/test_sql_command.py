@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import io
 import json
@@ -651,26 +652,33 @@ def children(pid):
     return path.read_text().split() if path.exists() else []
 
 
-def test_an_interrupt_ends_the_query_and_the_cluster(tpch, tmp_path):
+@contextlib.contextmanager
+def started(folder, *arguments):
+    """The command in a process group of its own, as a terminal has it; files go to ``folder``."""
     process = subprocess.Popen(
-        command("--workers", "2", *tables(tpch, "lineitem"), SLOW),
+        command(*arguments),
         cwd=REPOSITORY,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # Ctrl-C reaches all of a terminal's processes
+        start_new_session=True,
     )
     try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_an_interrupt_ends_the_query_and_the_cluster(tpch, tmp_path):
+    with started(tmp_path, "--workers", "2", *tables(tpch, "lineitem"), SLOW) as process:
         # Files of a query are there only while it runs.
         eventually(lambda: any(path.is_dir() for path in tmp_path.glob("*/*/*")), 60)
         workers = children(process.pid)
         assert len(workers) == 2
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait()
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in err
     eventually(lambda: not any(Path("/proc", worker).exists() for worker in workers))
@@ -687,45 +695,21 @@ ENDLESS = (
 def test_a_query_that_computes_in_this_process_can_be_ended(tmp_path, stop):
     """Python's own handler would wait for DataFusion to come back."""
     output = tmp_path / "n.csv"
-    process = subprocess.Popen(
-        command("--workers", "1", "--output-file", str(output), ENDLESS),
-        cwd=REPOSITORY,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
+    with started(tmp_path, "--workers", "1", "--output-file", str(output), ENDLESS) as process:
         eventually(lambda: any(tmp_path.glob(".n.csv.*")), 60)
         workers = children(process.pid)
         process.send_signal(stop)
         out, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait()
     assert (process.returncode, out, err) == (128 + stop, "", "")
     eventually(lambda: not any(Path("/proc", worker).exists() for worker in workers))
     eventually(lambda: names(tmp_path) == [])
 
 
 def test_a_cluster_that_is_starting_ends_with_the_command(tmp_path):
-    process = subprocess.Popen(
-        command("--workers", "2", "SELECT 1"),
-        cwd=REPOSITORY,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
+    with started(tmp_path, "--workers", "2", "SELECT 1") as process:
         eventually(lambda: any(tmp_path.glob("resolver-cluster-*/worker-1.log")), 60)
         os.killpg(process.pid, signal.SIGTERM)
         out, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait()
     assert (process.returncode, out, err) == (128 + signal.SIGTERM, "", "")
     assert names(tmp_path) == []
 
