@@ -7,8 +7,8 @@ py     := $(VENV)/bin/python
 pip    := $(py) -m pip install --disable-pip-version-check
 ready  := $(VENV)/.ready
 twin   := tests/unit tests/property tests/concurrency tests/isolated tests/flight tests/distributed
-# Minutes of random input: they ask nothing of the cache that it is not asked elsewhere, and
-# reach no line that the others do not.
+# Minutes of random input and whole benchmarks: they ask nothing of the cache that it is not asked
+# elsewhere, and coverage, which slows them by half, has few lines from them alone.
 long   := $(patsubst %,tests/distributed/test_%.py,\
 	random_sql random_joins sql_features tpch fuzz worker_memory)
 rest   := $(long:%=--deselect %)

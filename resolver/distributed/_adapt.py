@@ -280,14 +280,11 @@ class _Adapter:
         columns = join.node.left_key_columns
         if join.node.join_type in _NEEDS_ONE_PARTNER and join.node.compares_keys_only and columns:
             only = f"the keys of {only}, each once per task"
-            top, node = _keys_with_partner(join, probe, found, columns)
-            join, whole_stage = replace(join, node=node), top
+            join, top = _keys_with_partner(join, probe, found, columns)
+            stage = Stage(self._new_number(), Boundary.SHUFFLE, top, top)
         else:
-            top, whole_stage = (
-                probe.tree.over(_partners(join, JoinType.RIGHT_SEMI, found)),
-                probe.whole,
-            )
-        stage = Stage(self._new_number(), Boundary.SHUFFLE, top, whole_stage)
+            top = probe.tree.over(_partners(join, JoinType.RIGHT_SEMI, found))
+            stage = Stage(self._new_number(), Boundary.SHUFFLE, top, probe.whole)
         self.created.append(stage)
         self.decisions.append(
             f"stage {stage.number} shuffles what stage {probe.number} would have, but only "
@@ -374,8 +371,8 @@ def _partners(join: Tree, type_: JoinType, sides: tuple[Tree, Tree]) -> Tree:
 
 def _keys_with_partner(
     join: Tree, probe: Stage, sides: tuple[Tree, Tree], columns: Sequence[tuple[str, int]]
-) -> tuple[Tree, PlanNode]:
-    """The keys of the build side that have a partner, hashed as planned; and ``join`` over them.
+) -> tuple[Tree, Tree]:
+    """``join`` over the keys of its build side that have a partner; and those, hashed as planned.
 
     Every task finds its own among the same keys. That some are found twice, by two tasks,
     means nothing to ``join``.
@@ -390,7 +387,7 @@ def _keys_with_partner(
     partitions = probe.tree.node.hash_partitions
     line = f"RepartitionExec: partitioning=Hash(keys of the join above, {partitions})"
     top = Tree(PlanNode.hash_repartition(hashed, partitions), line, (keys,))
-    return top, join.node.with_right_keys(hashed)
+    return replace(join, node=join.node.with_right_keys(hashed)), top
 
 
 def _is_hashed_by(side: Tree, keys: Sequence[bytes], partitions: int) -> bool:

@@ -112,8 +112,8 @@ class Tree:
     """A plan node over other trees. Immutable.
 
     ``line`` is how DataFusion displays the node. A leaf with a ``source`` is the output
-    of that stage, or the partitions ``own`` of it. Rows of a join's build side that every
-    task emits by itself are no rows too many where it ``may_repeat`` them.
+    of that stage, or the partitions ``own`` of it. A join that ``may_repeat`` is read for
+    which rows of its build side there are, so several tasks may emit the same one.
     """
 
     node: PlanNode
