@@ -86,6 +86,10 @@ class _Shared:
             return self._exchange
 
 
+# In the display of a logical plan; EXISTS and IN are joins in any case.
+_SCALAR_SUBQUERY: Final = re.compile(r"(?<!EXISTS )(?<!IN )\(<subquery>\)")
+
+
 class SessionContext(datafusion.SessionContext):
     """A ``datafusion.SessionContext`` in all else.
 
@@ -338,7 +342,7 @@ class SessionContext(datafusion.SessionContext):
         which they are none; the two are made at once.
         """
         ways = [{**options, SCALAR_SUBQUERIES: "true"}]
-        if "(<subquery>)" in logical.display_indent():
+        if _SCALAR_SUBQUERY.search(logical.display_indent()):
             ways.append({**options})
 
         def planned(planner: datafusion.SessionContext) -> _Planned:

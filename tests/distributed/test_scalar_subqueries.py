@@ -65,3 +65,25 @@ def test_one_inside_a_view_is_found_too(session):
     session.register_view("later", session.sql(query))
     assert not hasattr(session.sql("SELECT * FROM later").distributed_plan(), "reason")
     session.deregister_table("later")
+
+
+@pytest.mark.parametrize(
+    ("condition", "plans"),
+    [
+        ("n_regionkey = (SELECT max(r_regionkey) FROM region)", 2),
+        ("abs((SELECT max(r_regionkey) FROM region)) > n_regionkey", 2),
+        ("EXISTS (SELECT 1 FROM region WHERE r_regionkey = n_regionkey)", 1),
+        ("n_regionkey NOT IN (SELECT r_regionkey FROM region)", 1),
+    ],
+)
+def test_only_what_stands_for_one_value_is_planned_twice(session, monkeypatch, condition, plans):
+    derive, derived = type(session)._derived, []
+    frame = session.sql(f"SELECT * FROM nation WHERE {condition}")
+
+    def counting(self, settings):
+        derived.append(settings)
+        return derive(self, settings)
+
+    monkeypatch.setattr(type(session), "_derived", counting)
+    frame.distributed_plan()
+    assert len(derived) == plans
