@@ -873,12 +873,14 @@ cdef class ClientCache:
         stripe = self._stripe(hash, oldest.lane)
         self._lock(stripe)
         slot = find(stripe, oldest.key, hash)
-        # Another thread may have made the room meanwhile.
-        if (slot != NULL and slot.entry == oldest
-                and get_relaxed(&self.counters.retained) > self.max_clients):
-            if oldest.state == LIVE:
-                add_and_get(&self.counters.evicted_capacity, 1)
-            self._unlink_locked(stripe, slot, &gone)
+        if slot != NULL and slot.entry == oldest:
+            # Claimed first, so that two threads never make the same room twice; `_make_room`
+            # looks again afterwards, for those who counted meanwhile.
+            if add_and_get(&self.counters.retained, -1) >= self.max_clients:
+                if oldest.state == LIVE:
+                    add_and_get(&self.counters.evicted_capacity, 1)
+                self._unlink_locked(stripe, slot, &gone)
+            add_and_get(&self.counters.retained, 1)
         self._unlock(stripe)
         self._unpin(oldest)
         self._release(gone)

@@ -454,6 +454,8 @@ class ClientCache:
         while self._retained > self._max_clients:
             gone: list[_Entry] = []
             with self._lock:
+                if self._retained <= self._max_clients:
+                    return  # another thread made the room meanwhile
                 candidates = [
                     # A remembered failure goes before any client.
                     (entry.state is not _State.FAILED, entry.used, entry.lane, number, entry)

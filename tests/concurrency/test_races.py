@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
+import sys
 import threading
 
 import pytest
@@ -16,6 +18,15 @@ from tests.support.urls import in_one_stripe
 
 THREADS = 8
 ROUNDS = 400
+
+
+@pytest.fixture
+def eager_switches():
+    """With the GIL, threads take turns after microseconds rather than milliseconds."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
 
 
 def settle(resolver, connector):
@@ -72,6 +83,21 @@ def test_eviction_with_next_to_no_room(resolver_type, limit):
     run_concurrently([lambda n=n: ask(n) for n in range(THREADS)])
     assert 1 <= resolver.stats().clients <= limit
     settle(resolver, connector)
+
+
+@pytest.mark.usefixtures("eager_switches")
+def test_room_is_made_once_however_many_need_it(resolver_type):
+    """Threads that bring one client each drop one client each, and never one too many."""
+    limit = 64
+    resolver = resolver_type(FakeConnector(), max_clients=limit)
+    urls = [f"http://10.0.{n // 250}.{n % 250}:50051" for n in range(limit + ROUNDS)]
+    calls = [functools.partial(resolver.get_flight_client_for_url, url) for url in urls]
+    for call in calls[:limit]:
+        call()
+    for start in range(limit, len(calls), THREADS):
+        run_concurrently(calls[start : start + THREADS])
+        assert resolver.stats().clients == limit
+    assert resolver.stats().evicted_capacity == ROUNDS
 
 
 def test_invalidate_against_connect(resolver_type):
