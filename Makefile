@@ -70,7 +70,8 @@ free-threaded:   ## the resolver's tests on a free-threaded interpreter, where t
 stress: $(ready) ## concurrency and property tests, for longer
 	HYPOTHESIS_PROFILE=stress $(py) -m pytest tests/concurrency tests/property $(PYTEST)
 
-$(ready): pyproject.toml setup.py constraints.txt resolver/_cache.pyx resolver/_platform.h
+$(ready): pyproject.toml setup.py constraints.txt resolver/_cache.pyx resolver/_cache.pxd \
+		resolver/_platform.h resolver/aio/_hits.pyx resolver/aio/_hits.h
 	@echo "== setting up $(VENV): a minute or two, once"
 	@test -x $(py) || $(PYTHON) -m venv $(VENV)
 	@{ $(pip) --upgrade 'pip>=25.3' && \

@@ -25,9 +25,9 @@ DIRECTIVES = {
     "freethreading_compatible": True,
 }
 
-HEADERS = {  # of each extension, whose source lies where its name says
-    "resolver._cache": "resolver/_platform.h",
-    "resolver.aio._hits": "resolver/aio/_hits.h",
+NEEDS = {  # of each extension, whose source lies where its name says
+    "resolver._cache": ["resolver/_cache.pxd", "resolver/_platform.h"],
+    "resolver.aio._hits": ["resolver/_cache.pxd", "resolver/aio/_hits.h"],
 }
 
 flags = ["-std=c11", "-Wall", "-Wextra", "-Wno-unused-parameter"]
@@ -50,11 +50,11 @@ if not wanted("RESOLVER_NO_EXTENSIONS"):
             Extension(
                 name,
                 [f"{name.replace('.', '/')}.pyx"],
-                depends=[header],
+                depends=needs,
                 extra_compile_args=flags,
                 extra_link_args=link_flags,
             )
-            for name, header in HEADERS.items()
+            for name, needs in NEEDS.items()
         ],
         compiler_directives=DIRECTIVES,
         # Which sanitizers or debug flags an object was built with is not in its name.

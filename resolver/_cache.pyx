@@ -283,7 +283,7 @@ cdef class ClientCache:
         return self._miss(url)
 
     @cython.final
-    cdef inline PyObject *_hit(self, PyObject *url) except? NULL:
+    cdef inline PyObject *_hit(self, PyObject *url) noexcept:
         cdef Py_hash_t hash = exact_str_hash(url)
         cdef Stripe *stripe = self._stripe(hash, self._this_lane())
         cdef Reader *reader = &self.readers[this_reader()]
@@ -885,6 +885,10 @@ cdef class ClientCache:
         self._unpin(oldest)
         self._release(gone)
         return True
+
+
+cdef void *live_client(void *cache, void *url) noexcept:
+    return (<ClientCache>cache)._hit(<PyObject *>url)
 
 
 # -- garbage collection ------------------------------------------------------------------

@@ -22,86 +22,119 @@ static inline PyObject *likely_running_loop(void) {
 
 /* A number below `lanes` that stays the same for the life of a task: each has a context. */
 static inline int lane_of_task(int lanes) {
-    uint64_t context = (uint64_t)(uintptr_t)PyThreadState_Get()->context;
+    uint64_t context;
+    if (lanes == 1) return 0;
+    context = (uint64_t)(uintptr_t)PyThreadState_Get()->context;
     return (int)(((context >> 4) * UINT64_C(0x9E3779B97F4A7C15) >> 33) % (uint64_t)lanes);
 }
 
-/* What a weakref.ref refers to, as a new reference; NULL, without an error, once it is gone. */
-static inline PyObject *weakly_held(PyObject *reference) {
-    PyObject *object = NULL;
-#if PY_VERSION_HEX >= 0x030D0000
-    if (PyWeakref_GetRef(reference, &object) < 0) PyErr_Clear();
+/* With the GIL, what an object holds may be borrowed from it until something lets others run;
+ * a look-up does not. Without, a reference of one's own is needed. */
+#ifdef Py_GIL_DISABLED
+#define MAY_BORROW 0
 #else
-    object = PyWeakref_GET_OBJECT(reference);
-    object = object == Py_None ? NULL : Py_NewRef(object);
+#define MAY_BORROW 1
+#endif
+
+/* What a weakref.ref refers to, until `let_go`; NULL, without an error, once it is gone. */
+static inline PyObject *hold(PyObject *reference) {
+    PyObject *object = NULL;
+#if MAY_BORROW
+    object = ((PyWeakReference *)reference)->wr_object;
+    if (object == Py_None || Py_REFCNT(object) == 0) object = NULL; /* its finalizer runs */
+#else
+    if (PyWeakref_GetRef(reference, &object) < 0) PyErr_Clear();
 #endif
     return object;
+}
+
+static inline void let_go(PyObject *held) {
+    if (!MAY_BORROW) Py_XDECREF(held);
+}
+
+/* Whether a weakref.ref refers to `object`. Not so if either of them is NULL. */
+static inline int refers_to(PyObject *reference, PyObject *object) {
+    PyObject *held;
+    if (reference == NULL || object == NULL) return 0;
+    held = hold(reference);
+    let_go(held);
+    return held == object;
 }
 
 /* Hands an owned reference to Cython, which would otherwise take one more. */
 static inline PyObject *give(PyObject *owned) { return owned; }
 
 /* How `await` gets what a step returns. Until 3.11 it sends to whatever has am_send. From 3.12 on
- * it asks anything but a coroutine for its next item, and the value comes in a StopIteration.
- * Making one costs as much as the rest of a hit, so a few are not freed but used again. They are
- * of a type of their own, whose dealloc is `free_ended`. */
+ * it asks anything but a coroutine for its next item, and the value comes in a StopIteration. */
 #if PY_VERSION_HEX >= 0x030C0000
 #define STEPS_BY_NEXT 1
 #else
 #define STEPS_BY_NEXT 0
 #endif
 
+/* Raises a new StopIteration with `value`, which it takes over. */
+static inline void raise_stop(PyObject *value) {
+    PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, value);
+    Py_DECREF(value);
+    if (stop == NULL) return;
+    PyErr_SetObject(PyExc_StopIteration, stop); /* or a tuple would become its arguments */
+    Py_DECREF(stop);
+}
+
+/* To make a StopIteration costs as much as all the rest of a hit. So where `await` wants one and
+ * the GIL is every lock, a Found has one of its own, and the next hit takes both of them again. */
 #if STEPS_BY_NEXT && !defined(Py_GIL_DISABLED)
-enum { MOST_KEPT = 64 };
-static PyObject *kept_ended[MOST_KEPT]; /* without value, untracked, their count of 0 */
-static int kept_count = 0;
-static destructor really_free_ended;
-
-static inline void keep_ended(PyTypeObject *type, destructor free_ended) {
-    really_free_ended = type->tp_dealloc;
-    type->tp_dealloc = free_ended;
+static inline PyObject *new_stop(void) {
+    PyObject *stop = PyObject_CallNoArgs(PyExc_StopIteration);
+    if (stop == NULL) PyErr_Clear(); /* it will be done without */
+    else Py_CLEAR(((PyStopIterationObject *)stop)->value);
+    return stop;
 }
 
-static void free_ended(PyObject *self) {
-    PyStopIterationObject *ended = (PyStopIterationObject *)self;
-    PyObject *value = ended->value;
-    if (kept_count < MOST_KEPT && ended->dict == NULL && ended->notes == NULL &&
-        ended->traceback == NULL && ended->context == NULL && ended->cause == NULL) {
-        PyObject_GC_UnTrack(self);
-        ended->value = NULL;
-        kept_ended[kept_count++] = self;
-        Py_XDECREF(value); /* last: it may run a finalizer, which may come back here */
-    } else {
-        really_free_ended(self);
-    }
-}
-
-/* Raises an exception of `type`, a StopIteration, with `value`, which it takes over. */
-static inline void raise_ended(PyTypeObject *type, PyObject *value) {
-    PyObject *ended;
-    if (kept_count) {
-        ended = kept_ended[--kept_count];
-        _Py_NewReference(ended);
-        PyObject_GC_Track(ended);
-    } else {
-        ended = PyObject_CallNoArgs((PyObject *)type);
-        if (ended == NULL) {
-            Py_DECREF(value);
-            return;
-        }
-    }
-    Py_XSETREF(((PyStopIterationObject *)ended)->value, value);
-    PyErr_SetRaisedException(ended); /* and no __context__, which costs a walk */
+/* Raises `stop`, which has no value, with `value`, which it takes over. */
+static inline void raise_own(PyObject *stop, PyObject *value) {
+    ((PyStopIterationObject *)stop)->value = value;
+    PyErr_SetRaisedException(Py_NewRef(stop)); /* and no __context__, which costs a walk */
 }
 #else
-static inline void keep_ended(PyTypeObject *type, destructor free_ended) {}
-static void free_ended(PyObject *self) {}
-static inline void raise_ended(PyTypeObject *type, PyObject *value) {
-    PyObject *ended = PyObject_CallOneArg((PyObject *)type, value);
-    Py_DECREF(value);
-    if (ended != NULL) {
-        PyErr_SetObject((PyObject *)type, ended);
-        Py_DECREF(ended);
-    }
-}
+static inline PyObject *new_stop(void) { return NULL; }
+static inline void raise_own(PyObject *stop, PyObject *value) {}
 #endif
+
+/* Whether whoever takes a step lets go of `found` right after it. Then nothing leads from a frame
+ * to `found`, so none through its StopIteration back: no cycle that a collector would have to see. */
+static inline int is_temporary(PyObject *found) {
+#if PY_VERSION_HEX >= 0x030E0000
+    return PyUnstable_Object_IsUniqueReferencedTemporary(found);
+#else
+    return Py_REFCNT(found) == 1;
+#endif
+}
+
+/* Whether nobody has kept this StopIteration, nor seen and changed it. */
+static inline int is_unseen(PyObject *stop) {
+    PyStopIterationObject *self = (PyStopIterationObject *)stop;
+    return Py_REFCNT(self) == 1 && self->dict == NULL && self->notes == NULL &&
+           self->traceback == NULL && self->context == NULL && self->cause == NULL;
+}
+
+/* What it was raised with, as a new reference, or NULL; it has none any more. */
+static inline PyObject *taken_value(PyObject *stop) {
+    PyObject *value = ((PyStopIterationObject *)stop)->value;
+    ((PyStopIterationObject *)stop)->value = NULL;
+    return value;
+}
+
+enum { MOST_KEPT = 64 };
+static PyObject *kept[MOST_KEPT]; /* Founds with their StopIterations, owned */
+static int kept_count = 0;
+
+static inline PyObject *kept_found(void) { return kept_count ? kept[--kept_count] : NULL; }
+
+/* Keeps `found`, which its last holder has let go of, unless there are enough. */
+static inline int keep(PyObject *found) {
+    if (kept_count == MOST_KEPT) return 0;
+    Py_SET_REFCNT(found, 1);
+    kept[kept_count++] = found;
+    return 1;
+}

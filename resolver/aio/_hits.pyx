@@ -14,6 +14,8 @@ cimport cython
 from asyncio import _get_running_loop
 from weakref import ref
 
+from .._cache cimport live_client
+
 from .._cache import ClientCache
 
 cdef extern from "_hits.h":
@@ -29,51 +31,38 @@ cdef extern from "_hits.h":
         PyAsyncMethods *tp_as_async
         iternextfunc tp_iternext
         destructor tp_dealloc
-    ctypedef PyObject *(*PyCFunction)(PyObject *, PyObject *) except NULL
-    ctypedef struct PyMethodDef:
-        PyCFunction ml_meth
-        int ml_flags
+    ctypedef struct PyMethodDef
     ctypedef struct PyMethodDescrObject:
         PyMethodDef *d_method
-    int METH_O
     object PyDescr_NewMethod(PyTypeObject *, PyMethodDef *)
     PyObject *likely_running_loop() noexcept
     int lane_of_task(int) noexcept
-    PyObject *weakly_held(PyObject *) noexcept
+    bint refers_to(PyObject *, PyObject *) noexcept
+    PyObject *hold(PyObject *) noexcept
+    void let_go(PyObject *) noexcept
     object give(PyObject *)
+    bint MAY_BORROW
     bint STEPS_BY_NEXT
-    void raise_ended(PyTypeObject *, PyObject *) noexcept
-    void keep_ended(PyTypeObject *, destructor)
-    void free_ended(PyObject *) noexcept
+    void raise_stop(PyObject *) noexcept
+    PyObject *new_stop() noexcept
+    void raise_own(PyObject *, PyObject *) noexcept
+    bint is_temporary(PyObject *) noexcept
+    bint is_unseen(PyObject *) noexcept
+    PyObject *taken_value(PyObject *) noexcept
+    PyObject *kept_found() noexcept
+    bint keep(PyObject *) noexcept
     bint PyUnicode_CheckExact(object) noexcept
     PyObject *PyTuple_GET_ITEM(PyObject *, Py_ssize_t) noexcept
     Py_ssize_t PyTuple_GET_SIZE(PyObject *) noexcept
     void Py_XDECREF(PyObject *) noexcept
-    void Py_INCREF(PyObject *) noexcept
+    void Py_DECREF(PyObject *) noexcept
     void PyErr_SetObject(object, object) noexcept
 
 cdef str SPENT = "this look-up was awaited already; look the URL up again"
 
-# The cache's own look-up, called without looking the method up.
-cdef PyMethodDef *_look_up = (<PyMethodDescrObject *><PyObject *>(
-    ClientCache.__dict__["get_flight_client_for_url"])).d_method
-if _look_up.ml_flags != METH_O:
-    raise ImportError("resolver._cache and resolver.aio._hits are not of one build")
-
-
-cdef extern from *:
-    ctypedef class builtins.StopIteration [object PyStopIterationObject]:
-        pass
-
-
-@cython.final
-cdef class Ended(StopIteration):
-    """What a hit ends with where `await` asks for its next item: its value is the client."""
-
 
 @cython.final
 @cython.freelist(64)
-@cython.no_gc       # holds a client for the moment between look-up and await, in no cycle
 cdef class Found:
     """A client that was found, to be awaited once; the first step returns it.
 
@@ -81,93 +70,141 @@ cdef class Found:
     take it too. It may be left alone without a warning.
     """
 
-    cdef object client
+    cdef PyObject *client       # owned; NULL once it was taken
+    cdef PyObject *stop         # owned: a StopIteration to raise; NULL where there is none
 
     def __await__(self):
         return self
 
     def __next__(self):
-        raise StopIteration(self._take())
+        end(self)
 
     def send(self, value):
         """Ends, with the client."""
-        raise StopIteration(self._take())
+        end(self)
 
     def throw(self, kind, value=None, traceback=None):
         """Raises what it is given, at the place of the client."""
-        self.client = None
+        self.close()
         if isinstance(kind, BaseException):
             raise kind
         raise kind if value is None else value
 
     def close(self):
         """Lets go of the client."""
-        self.client = None
+        Py_XDECREF(taken(<PyObject *>self))
 
-    cdef _take(self):
-        client, self.client = self.client, None
-        if client is None:
-            raise RuntimeError(SPENT)
-        return client
+
+cdef inline PyObject *taken(PyObject *self) noexcept:
+    """The client, no longer owned by `self`; NULL if it was taken before."""
+    cdef PyObject *client = (<Found>self).client
+    (<Found>self).client = NULL
+    return client
+
+
+cdef end(Found self):
+    cdef PyObject *client = taken(<PyObject *>self)
+    if client == NULL:
+        raise RuntimeError(SPENT)
+    raise StopIteration(give(client))
 
 
 cdef PySendResult send_found(PyObject *self, PyObject *value, PyObject **result) noexcept:
-    cdef PyObject *client = <PyObject *>(<Found>self).client
-    if client == <PyObject *>None:
-        result[0] = NULL
-        PyErr_SetObject(RuntimeError, SPENT)
-        return PYGEN_ERROR
-    Py_INCREF(client)
-    (<Found>self).client = None
-    result[0] = client
-    return PYGEN_RETURN
+    result[0] = taken(self)
+    if result[0] != NULL:
+        return PYGEN_RETURN
+    PyErr_SetObject(RuntimeError, SPENT)
+    return PYGEN_ERROR
 
 
 cdef PyObject *next_found(PyObject *self) noexcept:
-    cdef PyObject *client = <PyObject *>(<Found>self).client
-    if client == <PyObject *>None:
+    cdef PyObject *client = taken(self)
+    cdef PyObject *stop = (<Found>self).stop
+    if client == NULL:
         PyErr_SetObject(RuntimeError, SPENT)
-        return NULL
-    Py_INCREF(client)
-    (<Found>self).client = None
-    raise_ended(<PyTypeObject *>Ended, client)
+    elif stop != NULL and is_temporary(self):
+        raise_own(stop, client)
+    else:
+        raise_stop(client)
     return NULL
+
+
+cdef destructor really_free = (<PyTypeObject *>Found).tp_dealloc
+
+
+cdef void free_found(PyObject *self) noexcept:
+    cdef PyObject *client = taken(self)
+    cdef PyObject *stop = (<Found>self).stop
+    if stop == NULL:
+        really_free(self)
+    elif is_unseen(stop) and keep(self):
+        if client == NULL:
+            client = taken_value(stop)
+    else:
+        (<Found>self).stop = NULL
+        really_free(self)
+        Py_DECREF(stop)
+    Py_XDECREF(client)      # last: it may run a finalizer, which may come back here
 
 
 # Cython fills these slots for its own coroutines only, or with what costs a traceback. With
 # them, a step is a C call: one that returns the value, and where `await` asks for the next
 # item instead, one that raises what was made before.
+(<PyTypeObject *>Found).tp_dealloc = free_found
 (<PyTypeObject *>Found).tp_as_async.am_send = send_found
 if STEPS_BY_NEXT:
     (<PyTypeObject *>Found).tp_iternext = next_found
-    keep_ended(<PyTypeObject *>Ended, free_ended)
 
 
-cdef PyObject *hit(PyObject *routes, PyObject *loop, PyObject *url) except? NULL:
-    """The client on `loop`; None if it has none; NULL, with no error, if there is no route."""
+cdef object found_of(PyObject *client):
+    """An awaitable of `client`, a reference that it takes over."""
+    cdef PyObject *again = kept_found()
+    cdef Found found
+    if again != NULL:
+        (<Found>again).client = client
+        return give(again)
+    found = Found.__new__(Found)
+    found.client = client
+    found.stop = new_stop()
+    return found
+
+
+cdef inline PyObject *held_by(PyObject *cache, PyObject *url) noexcept:
+    """The client in a cache, by a weak reference; NULL, without an error, if there is none."""
+    cdef PyObject *alive = hold(cache)
+    cdef PyObject *client = NULL
+    if alive != NULL:
+        client = <PyObject *>live_client(alive, url)
+        let_go(alive)
+    return client
+
+
+cdef PyObject *held_on(PyObject *loop, PyObject *routes, PyObject *url) noexcept:
+    """The client on `loop`; NULL, without an error, if there is none."""
     cdef PyObject *route
     cdef PyObject *caches
-    cdef PyObject *held
-    cdef PyObject *client
     cdef Py_ssize_t at, lanes
     for at in range(PyTuple_GET_SIZE(routes)):
         route = PyTuple_GET_ITEM(routes, at)
-        held = weakly_held(PyTuple_GET_ITEM(route, 0))
-        Py_XDECREF(held)
-        if held != loop:
-            continue
-        caches = PyTuple_GET_ITEM(route, 1)
-        lanes = PyTuple_GET_SIZE(caches)
-        held = weakly_held(PyTuple_GET_ITEM(caches, 0 if lanes == 1 else lane_of_task(<int>lanes)))
-        if held == NULL:
-            return NULL
-        try:
-            return _look_up.ml_meth(held, url)
-        finally:
-            Py_XDECREF(held)
+        if refers_to(PyTuple_GET_ITEM(route, 0), loop):
+            caches = PyTuple_GET_ITEM(route, 1)
+            lanes = PyTuple_GET_SIZE(caches)
+            return held_by(PyTuple_GET_ITEM(caches, lane_of_task(<int>lanes)), url)
     return NULL
 
 
+cdef PyObject *held_here(PyObject *routes, PyObject *url) except? NULL:
+    """The client on the loop that this thread runs; NULL, without an error, if there is none."""
+    cdef PyObject *likely = likely_running_loop()
+    cdef PyObject *client = held_on(likely, routes, url)
+    if client == NULL and PyTuple_GET_SIZE(routes):
+        running = _get_running_loop()
+        if <PyObject *>running != likely:
+            client = held_on(<PyObject *>running, routes, url)
+    return client
+
+
+@cython.no_gc_clear     # what is borrowed from the routes stays valid; they are in no cycle
 cdef class LoopRouter:
     """Worker URL -> awaitable of the running loop's client, thread-safe.
 
@@ -176,6 +213,10 @@ cdef class LoopRouter:
     """
 
     cdef tuple routes
+    # Most processes have one loop and most resolvers one lane: the first route's, borrowed from
+    # there; NULL if there is none or it has several lanes.
+    cdef PyObject *first_loop
+    cdef PyObject *first_cache
     cdef object __weakref__
 
     def __cinit__(self, *args, **options):
@@ -195,24 +236,18 @@ cdef class LoopRouter:
         WorkerConnectTimeoutError, ResolverClosedError or ForkedProcessError.
         """
         cdef tuple routes
-        cdef PyObject *loop
         cdef PyObject *client = NULL
-        cdef Found found
-        with cython.critical_section(self):
-            routes = self.routes
-        if PyUnicode_CheckExact(url) and PyTuple_GET_SIZE(<PyObject *>routes):
-            loop = likely_running_loop()
-            if loop != NULL:
-                client = hit(<PyObject *>routes, loop, <PyObject *>url)
-            if client == NULL:
-                running = _get_running_loop()
-                if <PyObject *>running != loop:
-                    client = hit(<PyObject *>routes, <PyObject *>running, <PyObject *>url)
+        if PyUnicode_CheckExact(url):
+            if not MAY_BORROW:
+                with cython.critical_section(self):
+                    routes = self.routes
+                client = held_here(<PyObject *>routes, <PyObject *>url)
+            elif refers_to(self.first_loop, likely_running_loop()):
+                client = held_by(self.first_cache, <PyObject *>url)
+            else:
+                client = held_here(<PyObject *>self.routes, <PyObject *>url)
             if client != NULL:
-                found = Found.__new__(Found)
-                found.client = give(client)
-                if found.client is not None:
-                    return found
+                return found_of(client)
         return self._miss(url)
 
     def _miss(self, url):
@@ -220,7 +255,7 @@ cdef class LoopRouter:
 
     def _lane(self, int lanes):
         """The lane of the running task, below `lanes`; a task keeps its lane."""
-        return 0 if lanes == 1 else lane_of_task(lanes)
+        return lane_of_task(lanes)
 
     @property
     def _routes(self):
@@ -238,7 +273,11 @@ cdef class LoopRouter:
                 if type(cache) is not ref or not isinstance(cache(), (ClientCache, type(None))):
                     raise TypeError("a route leads to weak references to caches")
         with cython.critical_section(self):
+            self.first_loop = self.first_cache = NULL
             self.routes = routes
+            if len(routes) and len(routes[0][1]) == 1:
+                self.first_loop = <PyObject *>routes[0][0]
+                self.first_cache = <PyObject *>routes[0][1][0]
 
 
 def fast_hits(cls):

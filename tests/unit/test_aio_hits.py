@@ -125,16 +125,36 @@ def test_a_stop_iteration_that_somebody_keeps_stays_what_it_was(router, cache_of
     kept = []
     for _ in range(3):
         found = found_of(router, cache)
-        try:
+        with pytest.raises(StopIteration) as end:
             next(found)
-        except StopIteration as stop:
-            kept.append(stop)
-        del found
+        kept.append(end.value)
+        with pytest.raises(StopIteration) as end:
+            next(found_of(router, cache))
+        kept.append(end.value)
+        del found, end
     other = cache_of((URL, Client()))
     for _ in range(200):
         assert run(await_it(found_of(router, other))) is not client
-    assert [stop.value for stop in kept] == [client] * 3
-    assert len(set(map(id, kept))) == 3
+    assert [stop.value for stop in kept] == [client] * 6
+    assert len(set(map(id, kept))) == 6
+
+
+@pytest.mark.parametrize("holds_the_hit", [True, False])
+def test_an_end_that_leads_back_to_its_frame_is_collected(router, cache_of, holds_the_hit):
+    cache = cache_of((URL, Client()))
+
+    def keep():
+        found = found_of(router, cache)
+        try:
+            next(found if holds_the_hit else found_of(router, cache))
+        except StopIteration as stop:
+            kept = stop  # whose traceback leads to this frame
+        return weakref.ref(kept.value)
+
+    client = keep()
+    cache._clear()
+    gc.collect()
+    assert client() is None
 
 
 def test_awaiting_while_an_error_is_handled_leaves_the_error_alone(router, cache_of):
@@ -265,6 +285,14 @@ def test_what_is_not_held_misses(router, cache_of, url):
         return router.get_flight_client_for_url(url)
 
     assert run(look_up()) == ("missed", url)
+
+
+def test_no_loop_is_not_taken_for_one_that_is_gone(router, cache_of):
+    cache = cache_of((URL, Client()))
+    found_of(router, cache)
+    gc.collect()
+    assert router._routes[0][0]() is None
+    assert router.get_flight_client_for_url(URL) == ("missed", URL)
 
 
 def test_each_of_several_loops_finds_its_own(router, cache_of):
