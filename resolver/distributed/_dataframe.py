@@ -37,31 +37,6 @@ __all__ = ["DataFrame"]
 _PICTURES: Final = {"graphviz": graphviz, "svg": svg}
 
 
-class HeadStream(datafusion.RecordBatchStream):
-    """The result of a distributed query, batch by batch.
-
-    Holds the stage output it reads until the stream has ended or is dropped.
-    """
-
-    def __init__(self, run: HeadRun, stream: datafusion.RecordBatchStream) -> None:
-        super().__init__(stream.rbs)
-        self._run = run
-
-    def __next__(self) -> Any:
-        try:
-            return super().__next__()
-        except StopIteration:
-            self._run.close()
-            raise
-
-    async def __anext__(self) -> Any:
-        try:
-            return await super().__anext__()
-        except StopAsyncIteration:
-            self._run.close()
-            raise
-
-
 class DataFrame(datafusion.DataFrame):
     """A ``datafusion.DataFrame`` in all but where its results are computed.
 
@@ -145,8 +120,8 @@ class DataFrame(datafusion.DataFrame):
         return column.chunk(0) if column.num_chunks == 1 else column
 
     def execute_stream(self) -> datafusion.RecordBatchStream:
-        run = self._session._start(self)
-        return super().execute_stream() if run is None else HeadStream(run, run.stream())
+        stream = self._session._stream(self)
+        return super().execute_stream() if stream is None else stream
 
     def execute_stream_partitioned(self) -> list[datafusion.RecordBatchStream]:
         """One stream per partition. Read them all, at the same time."""
@@ -260,10 +235,10 @@ class DataFrame(datafusion.DataFrame):
             run.close()
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        run = self._session._start(self)
-        if run is None:
+        stream = self._session._stream(self)
+        if stream is None:
             return super().__arrow_c_stream__(requested_schema)
-        batches = (batch.to_pyarrow() for batch in HeadStream(run, run.stream()))
+        batches = (batch.to_pyarrow() for batch in stream)
         first = next(batches, None)
         reader = pa.RecordBatchReader.from_batches(
             self.schema() if first is None else first.schema,

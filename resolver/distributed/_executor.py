@@ -55,11 +55,15 @@ class HeadRun:
         node: PlanNode,
         exchange: Exchange,
         query: str,
+        *,
         report: RunReport,
+        lost: frozenset[str],
     ) -> None:
         self._context = context
         self._node = node
         self.report: Final = report
+        self.lost: Final = lost
+        """The URLs of the workers that were lost meanwhile."""
         self.close: Final[Callable[[], object]] = weakref.finalize(self, exchange.release, query)
 
     def stream(self) -> datafusion.RecordBatchStream:
@@ -107,11 +111,13 @@ def run(
     headers: Mapping[str, str],
     options: DistributedOptions,
     report: RunReport,
+    check: Callable[[], object] = lambda: None,
 ) -> HeadRun:
     """Run the stages of ``plan`` and return its head, ready to be read.
 
     ``context`` is a session to run the head in and ``headers`` go with every call. Blocks
-    until the head's input is in ``exchange``. Raises ``TaskFailedError`` with DataFusion's
+    until the head's input is in ``exchange``, or until ``check``, which is called several
+    times a second, raises. Raises ``TaskFailedError`` with DataFusion's
     message, ``WorkerLostError`` or ``WorkerConnectError`` naming URLs; then, and when
     interrupted, the query is ended on every worker first.
     """
@@ -135,7 +141,7 @@ def run(
         while not over.wait(options.lease / 3):
             calls.renew_lease(scheduler.called, query)
 
-    def check() -> None:
+    def check_running() -> None:
         if over.is_set():
             raise DistributedError(f"query {query} is over")
 
@@ -145,7 +151,7 @@ def run(
         exchange,
         headers=encoded,
         silence=options.worker_timeout,
-        check=check,
+        check=check_running,
     )
     threading.Thread(target=keep, name="lease", daemon=True).start()
     started = time.monotonic()
@@ -153,6 +159,7 @@ def run(
         node = call_interruptibly(
             lambda: _head(plan, scheduler, new_fetcher, context, exchange, report=report),
             name="query",
+            check=check,
         )
     except BaseException:
         exchange.release(query)
@@ -163,7 +170,7 @@ def run(
         scheduler.end()
         calls.release(scheduler.called, query)
         report.seconds = time.monotonic() - started
-    return HeadRun(context, node, exchange, query, report)
+    return HeadRun(context, node, exchange, query, report=report, lost=scheduler.lost)
 
 
 def _head(

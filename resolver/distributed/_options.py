@@ -50,6 +50,12 @@ class DistributedOptions:
         "Bytes. Nor does it get more than one for each this many bytes of files. 0: size is "
         "of no account.",
     )
+    stream_bytes: int = _option(  # type: ignore[assignment]
+        64 * MIB,
+        "Bytes. A query that only filters and projects files, when it is read as a stream, is "
+        "run in pieces that read about this many bytes of files each: the first rows come early, "
+        "and the next piece is computed while one is read. 0: as a whole.",
+    )
     inline_limit: int = _option(  # type: ignore[assignment]
         64 * MIB,
         "Bytes. In-memory tables up to this size travel in the plan; a larger one makes the "

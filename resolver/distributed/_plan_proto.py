@@ -661,6 +661,12 @@ class PlanNode:
             on.right = key
         return copy
 
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of files that a scan reads: of a range, those of the range."""
+        groups = self._body().base_conf.file_groups
+        return sum(_length(file) for group in groups for file in group.files)
+
     def with_file_groups(self, groups: Sequence[int]) -> PlanNode:
         """A scan of only these of its file groups, in this order."""
         copy = self._copy()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import datafusion
 
-from ._dataframe import HeadStream
+from ._stream import ResultStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,4 +32,4 @@ def start(
     run = frame._session._start(frame, progress)
     if run is None:
         return datafusion.DataFrame.execute_stream(frame), None
-    return HeadStream(run, run.stream()), run.report
+    return ResultStream(run), run.report

@@ -105,6 +105,12 @@ class Scheduler:
         with self._lock:
             return sorted(self._called)
 
+    @property
+    def lost(self) -> frozenset[str]:
+        """The workers that were lost so far."""
+        with self._lock:
+            return frozenset(self._lost)
+
     def end(self) -> None:
         """Start nothing more."""
         with self._lock:

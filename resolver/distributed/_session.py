@@ -25,8 +25,9 @@ from ._analyzed import display_analyzed
 from ._calls import worker_info
 from ._dataframe import DataFrame, returns_frame
 from ._exchange import Exchange
-from ._executor import HeadRun, encoded_headers, run
+from ._executor import encoded_headers, run
 from ._lookalikes import bears_a_builtin_name, spark_functions_were_used
+from ._pieces import piece_count, pieces
 from ._plan_proto import PlanNode
 from ._planner import first_line, single_node
 from ._registered import ObjectStore, hand_over_functions
@@ -43,6 +44,7 @@ from ._settings import (
 from ._sources import refused_source
 from ._stage import DEFAULT_WIDTH, DistributedPlan, SingleNodePlan
 from ._state import SessionState, SessionStateBuilder
+from ._stream import ResultStream
 from ._threads import call_all
 from ._worker_resolver import urls_of
 from ._workers import SlotCounts
@@ -51,7 +53,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from ._executor import HeadRun
     from ._report import Progress
+    from ._stream import Runner
 
 __all__ = ["SessionContext"]
 
@@ -238,15 +242,33 @@ class SessionContext(datafusion.SessionContext):
         if not isinstance(planned, DistributedPlan):
             return None
         report = RunReport(progress=progress, planning_seconds=time.monotonic() - started)
-        return run(
-            planned,
+        return self._runner(headers)(planned, report=report)
+
+    def _stream(self, frame: datafusion.DataFrame) -> ResultStream | None:
+        """The rows of ``frame`` from workers, as they come; ``None``: not distributed."""
+        headers = self.state.passthrough_headers()
+        planned = self._distribute(frame, headers)
+        if not isinstance(planned, DistributedPlan):
+            return None
+        plans, count = [planned], piece_count(planned)
+        if count > 1:
+            finer = self._distribute(frame, headers, pieces=count)
+            if isinstance(finer, DistributedPlan):
+                plans = pieces(finer, count)
+        runner = self._runner(headers)
+        head = runner(plans[0], report=RunReport())
+        return ResultStream(head, [(plan, runner) for plan in plans[1:]])
+
+    def _runner(self, headers: Mapping[str, str]) -> Runner:
+        """What runs plans as this session would now, whatever is SET afterwards."""
+        return functools.partial(
+            run,
             resolver=self.state.channel_resolver,
             exchange=self._shared.exchange(),
             context=self._derived(EXECUTION),
             settings={**BATCH_SIZE, **self._settings()},
             headers=headers,
             options=self.state.options,
-            report=report,
         )
 
     def _analyzed(
@@ -295,9 +317,16 @@ class SessionContext(datafusion.SessionContext):
         return _LOOKALIKES if spark_functions_were_used() else None
 
     def _distribute(
-        self, frame: datafusion.DataFrame, headers: Mapping[str, str] | None = None
+        self,
+        frame: datafusion.DataFrame,
+        headers: Mapping[str, str] | None = None,
+        *,
+        pieces: int = 1,
     ) -> DistributedPlan | str:
-        """The staged plan, or the reason why there is none."""
+        """The staged plan, or the reason why there is none.
+
+        It has partitions for that many ``pieces``, where there is as much to divide.
+        """
         state, reason = self.state, self._why_not()
         if reason is not None:
             return reason
@@ -311,7 +340,7 @@ class SessionContext(datafusion.SessionContext):
         )
         # Planned in a session of its own: what cutting asks for must not change how this
         # session plans the queries that are not cut.
-        target = str(state.rule.target_partitions(workers))
+        target = str(state.rule.target_partitions(workers) * pieces)
         options = {**PLANNING, "datafusion.execution.target_partitions": target}
         try:
             (planner, planned_frame, plan), refused = self._planned(frame.logical_plan(), options)

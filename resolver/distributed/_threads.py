@@ -57,6 +57,11 @@ def call_all(
     return [results[index] for index in range(len(calls))]
 
 
-def call_interruptibly(call: Callable[[], _T], *, name: str) -> _T:
-    """The result of ``call``, made on another thread, so that Ctrl-C need not wait for it."""
-    return call_all([call], name=name, check=lambda: None)[0]
+def call_interruptibly(
+    call: Callable[[], _T], *, name: str, check: Callable[[], object] = lambda: None
+) -> _T:
+    """The result of ``call``, made on another thread, so that Ctrl-C need not wait for it.
+
+    Nor ``check``, which is called several times a second and may raise.
+    """
+    return call_all([call], name=name, check=check)[0]

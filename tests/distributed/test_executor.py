@@ -152,7 +152,7 @@ def quietly(call):
 def test_an_interrupt_ends_the_query_everywhere(make, servers, monkeypatch):
     session = make(DirectResolver(), *(server.url for server in servers))
 
-    def interrupted(call, *, name):
+    def interrupted(call, *, name, check):
         threading.Thread(target=quietly, args=(call,), daemon=True).start()
         eventually(lambda: any(server._exchange.queries() for server in servers))
         raise KeyboardInterrupt
