@@ -150,7 +150,7 @@ class Scheduler:
                     prepared[number] = result
                 else:
                     little[number] = result
-            tree = self._adapted(tree, runs, prepared, decisions)
+            tree = self._adapted(tree, runs, prepared, little, decisions)
             spared = frozenset()  # what is still there is needed after all
         needed = {below.number for below in inputs}
         for number, probe in prepared.items():
@@ -205,6 +205,7 @@ class Scheduler:
         tree: Tree,
         runs: dict[int, StageRun],
         prepared: dict[int, _Settled],
+        little: Mapping[int, _Settled],
         decisions: dict[str, None],
     ) -> Tree:
         """``tree`` after what is known now; what it reads is put into ``runs``, or prepared."""
@@ -228,9 +229,11 @@ class Scheduler:
         for probe in prepared.values():
             known.update(probe.inputs)
         for created in adapted.created:
-            # It may read another that was created before it, or a side that waited in vain.
+            # It may read another that was created before it, or one that waited in vain. What
+            # is below that has run, and must not run again.
+            waited = {**prepared, **little}
             calls = [
-                functools.partial(self._complete, below, prepared.get(below.number))
+                functools.partial(self._complete, below, waited.get(below.number))
                 for below in created.inputs
                 if below.number not in known
             ]

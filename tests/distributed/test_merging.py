@@ -153,21 +153,46 @@ def engines(tmp_path_factory):
             folder / "t" / f"{part}.parquet",
         )
     with LocalWorkers(2, folder) as workers:
-        session, single = workers.session(Way(options=NO_HEAD)), datafusion.SessionContext()
-        for each in (session, single):
-            each.register_parquet("t", str(folder / "t"))
-        yield session, single
+        single = datafusion.SessionContext()
+        single.register_parquet("t", str(folder / "t"))
+        yield workers, folder, single
+
+
+@pytest.fixture
+def session(engines):
+    workers, folder, _ = engines
+    session = workers.session(Way(options=NO_HEAD))
+    session.register_parquet("t", str(folder / "t"))
+    return session
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_merged_stages_give_single_nodes_rows(engines, query):
-    session, single = engines
+def test_merged_stages_give_single_nodes_rows(engines, session, query):
+    _, _, single = engines
     expected = single.sql(query).to_arrow_table()
     assert not difference(session.sql(query).to_arrow_table(), expected)
 
 
-def test_the_tree_says_what_was_merged(engines, capsys):
-    session, _ = engines
+WAITS_IN_VAIN = """
+    SELECT a.k, b.v, g.n
+    FROM (SELECT * FROM t WHERE v < 9) a JOIN t b ON a.k = b.k
+    JOIN (SELECT k, sum(n) AS n FROM (SELECT k, v, count(*) n FROM t GROUP BY k, v) GROUP BY k) g
+    ON b.k = g.k"""
+
+
+def test_a_stage_that_waited_to_be_merged_is_not_settled_again(engines, capsys):
+    """The groups wait for the side that turns out to be broadcast; then their stage is divided
+    anew by one that the plan did not have."""
+    workers, folder, single = engines
+    session = workers.session(Way(options={"scan_bytes_per_task": 1_000, **NO_HEAD}))
+    session.register_parquet("t", str(folder / "t"))
+    frame = session.sql(WAITS_IN_VAIN)
+    assert not difference(frame.to_arrow_table(), single.sql(WAITS_IN_VAIN).to_arrow_table())
+    frame.explain(analyze=True)
+    assert "shuffled after its joins, not before" in capsys.readouterr().out
+
+
+def test_the_tree_says_what_was_merged(session, capsys):
     session.sql(QUERIES[0]).explain(analyze=True)
     shown = capsys.readouterr().out
     assert "reads little, so one task runs it and stage" in shown
