@@ -119,11 +119,14 @@ def run_task(
             lost = json.dumps({"lost": error.url}).encode()
             raise flight.FlightServerError(str(error), extra_info=lost) from error
         running = node.cooperating()
-        plan = decode_plan(running.to_bytes(), context, allow_python_udfs=allow_python_udfs)
+        decode = functools.partial(
+            decode_plan, context=context, allow_python_udfs=allow_python_udfs
+        )
+        plan = decode(running.to_bytes())
         new_writer = functools.partial(_writer, exchange, request, directory)
         results = _run_partitions(plan, context, new_writer, check)
         schemas = [schema for _, schema in results if schema is not None]
-        schema = merged_schema(schemas) if schemas else _schema_of(node, context)
+        schema = merged_schema(schemas) if schemas else _schema_of(node, decode, context)
         fetcher.remove(fetched)
         partitions = [partition for partition, _ in results]
         exchange.publish(request.output, partitions)
@@ -233,9 +236,13 @@ def _contents(partitions: Sequence[StoredPartition]) -> tuple[tuple[bytes, ...],
     return tuple(tuple(path.read_bytes() for path in partition.files) for partition in partitions)
 
 
-def _schema_of(node: PlanNode, context: datafusion.SessionContext) -> pa.Schema:
+def _schema_of(
+    node: PlanNode,
+    decode: Callable[[bytes], datafusion.ExecutionPlan],
+    context: datafusion.SessionContext,
+) -> pa.Schema:
     """The schema of a plan that gave no batch, which is all that DataFusion shows it with."""
-    probe = decode_plan(node.without_rows().always_one_row().to_bytes(), context)
+    probe = decode(node.without_rows().always_one_row().to_bytes())
     for item in context.execute(probe, 0):
         return item.to_pyarrow().schema
     raise RuntimeError("DataFusion gave no schema for a stage without rows")

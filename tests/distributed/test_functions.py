@@ -83,6 +83,20 @@ def test_a_function_travels_where_both_sides_say_so(session_on, single):
     assert frame.to_pydict() == expected(single)
 
 
+def test_a_function_that_travelled_may_leave_no_rows(session_on, single):
+    """Without a batch the plan is asked for its schema, functions and all."""
+    builder = SessionStateBuilder().with_distributed_option("python_udfs", True)
+    session = session_on(Worker(allow_python_udfs=True), builder)
+    session.register_udf(INCREMENT)
+    frame = session.sql(
+        "SELECT increment(l_orderkey) AS k, count(*) AS n FROM lineitem "
+        "WHERE increment(l_linenumber) > 100 GROUP BY 1"
+    )
+    assert isinstance(frame.distributed_plan(), DistributedPlan)
+    table = frame.to_arrow_table()
+    assert (table.num_rows, table.column_names) == (0, ["k", "n"])
+
+
 def test_headers_reach_every_worker_once_per_query(session_on):
     seen = []
 
