@@ -745,10 +745,20 @@ class PlanNode:
         return self.over(*(child.replaced(replace) for child in children))
 
     def without_rows(self) -> PlanNode:
-        """The same plan with every file scan's groups emptied: its schema, and few rows."""
-        return self.replaced(
-            lambda node: node.with_files([[]] * node.file_groups) if node.is_scan else None
-        )
+        """The same plan over scans and in-memory tables of no rows: its schema, and few rows."""
+
+        def emptied(node: PlanNode) -> PlanNode | None:
+            if node.is_scan:
+                return node.with_files([[]] * node.file_groups)
+            return node._without_memory() if node.kind == "memory_scan" else None
+
+        return self.replaced(emptied)
+
+    def _without_memory(self) -> PlanNode:
+        copy = self._copy()
+        partitions = copy._body().partitions
+        partitions[:] = [b""] * len(partitions)
+        return copy
 
     def cooperating(self) -> PlanNode:
         """The plan with every join giving way to others now and then.

@@ -107,6 +107,19 @@ def test_a_plan_without_rows_keeps_schema_and_partitions(planning):
     assert "lineitem.1.parquet" in decoded(planning, node).display_indent()
 
 
+def test_a_plan_without_rows_keeps_none_in_memory():
+    """Or asking a plan for its schema would run it over them once more."""
+    session = configured(dict(EXECUTION))
+    batches = [pa.record_batch({"a": [1, 2]}), pa.record_batch({"a": [3]})]
+    session.register_record_batches("m", [[batches[0]], [batches[1]]])
+    plan, node = encoded(session, "SELECT a + 1 AS b FROM m")
+    empty = decoded(session, node.without_rows())
+    assert plan.partition_count == empty.partition_count == 2
+    assert [list(session.execute(empty, k)) for k in range(2)] == [[], []]
+    (batch,) = session.execute(decoded(session, node.without_rows().always_one_row()), 0)
+    assert batch.to_pyarrow().schema.names == ["b"]
+
+
 def test_an_input_can_be_replaced(planning):
     _, node = encoded(planning, "SELECT l_orderkey + 1 FROM lineitem WHERE l_tax > 0.01")
     replaced = node.replaced(lambda n: n.with_file_groups([1]) if n.is_scan else None)
