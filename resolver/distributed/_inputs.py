@@ -24,10 +24,10 @@ from ._partition import PartitionWriter
 from ._plan_proto import FileEntry, PlanNode
 from ._reach import reach
 from ._threads import call_all
-from ._wire import PartitionSource, PartitionTicket, UnknownOutputError, WireError
+from ._wire import HEALTH, PartitionSource, PartitionTicket, UnknownOutputError, WireError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     import datafusion
@@ -49,10 +49,65 @@ class InputLostError(DistributedError, ConnectionError):
     """Stage output could not be had from ``url``, where it was; it must be made again."""
 
 
+class _GivenUpError(Exception):
+    """Nobody waits any more for what is fetched."""
+
+
+class _Transfers:
+    """From which of some workers something is still to come. Thread-safe.
+
+    ``ask`` asks a worker for a sign of life; it raises what a call to one does.
+    """
+
+    def __init__(self, urls: Iterable[str], ask: Callable[[str], object]) -> None:
+        self._ask = ask
+        self._lock = threading.Lock()
+        self._batches = dict.fromkeys(urls, 0)
+        self.over: Final = threading.Event()
+
+    def heard(self, url: str) -> None:
+        """A batch has come. Raises when nobody waits for it."""
+        if self.over.is_set():
+            raise _GivenUpError
+        with self._lock:
+            self._batches[url] += 1
+
+    def ended(self, url: str) -> None:
+        """Everything has come."""
+        with self._lock:
+            del self._batches[url]
+            if not self._batches:
+                self.over.set()
+
+    def watch(self, silence: float) -> None:
+        """Until it is over. Raises ``InputLostError`` for a worker that hangs.
+
+        By its silence alone it could not be told from a slow network.
+        """
+        before = self._awaited()
+        while not self.over.wait(silence):
+            now = self._awaited()
+            quiet = now.items() & before.items()
+            call_all([functools.partial(self._check_life, *each) for each in quiet], name="sign")
+            before = now
+
+    def _awaited(self) -> dict[str, int]:
+        with self._lock:
+            return self._batches.copy()
+
+    def _check_life(self, url: str, batches: int) -> None:
+        try:
+            self._ask(url)
+        except (ResolverError, flight.FlightError, EOFError) as error:
+            if self._awaited().get(url) == batches and not self.over.is_set():
+                raise _lost(url, error) from error
+
+
 class Fetcher:
     """Brings stage output here, at the charge of the task ``key``. For one task.
 
-    ``silence`` is in seconds; ``check`` is called between batches and may raise.
+    ``check`` is called between batches and may raise. A worker that sends nothing for
+    ``silence`` seconds is asked for a sign of life, and lost if it gives none for as long.
     """
 
     def __init__(
@@ -69,6 +124,8 @@ class Fetcher:
         self._exchange = exchange
         self._key = key
         self._options = flight.FlightCallOptions(timeout=_PIECE_TIMEOUT + silence, headers=headers)
+        self._sign_options = flight.FlightCallOptions(timeout=silence, headers=headers)
+        self._silence = silence
         self._check = check
         self._lock = threading.Lock()
         self._charged = 0
@@ -95,16 +152,25 @@ class Fetcher:
         schema = stored_schema(_deserialized(stage_input.schema))
         directory.mkdir(parents=True, exist_ok=True)
 
-        def fetch_from(url: str) -> list[tuple[PartitionSource, tuple[Path, ...]]]:
-            return [
-                (source, self._fetched(url, source, directory, index, schema))
-                for index, source in missing[url]
-            ]
+        transfers = _Transfers(missing, self._ask_for_sign)
+
+        def fetch_from(url: str) -> None:
+            for index, source in missing[url]:
+                writer = PartitionWriter(directory, index, schema, charge=self._charge)
+                found[source] = self._fetched(source, writer, transfers)
+            transfers.ended(url)
 
         calls = [functools.partial(fetch_from, url) for url in missing]
-        for fetched in call_all(calls, name="fetch", check=self._check):
-            found.update(fetched)
+        calls.append(functools.partial(transfers.watch, self._silence))
+        try:
+            call_all(calls, name="fetch", check=self._check)
+        finally:
+            transfers.over.set()
         return found
+
+    def _ask_for_sign(self, url: str) -> None:
+        action = flight.Action(HEALTH, b"")
+        reach(self._resolver, url, lambda c: list(c.do_action(action, self._sign_options)))
 
     def remove(self, directory: Path) -> None:
         """Give back what was brought into ``directory``, which a task has read."""
@@ -130,14 +196,16 @@ class Fetcher:
             self._charged += count
 
     def _fetched(
-        self, url: str, source: PartitionSource, directory: Path, index: int, schema: pa.Schema
+        self, source: PartitionSource, writer: PartitionWriter, transfers: _Transfers
     ) -> tuple[Path, ...]:
-        writer = PartitionWriter(directory, index, schema, charge=self._charge)
+        def copy(client: flight.FlightClient) -> None:
+            self._copy(client, source, writer, transfers)
+
         try:
-            reach(self._resolver, url, lambda client: self._copy(client, source, writer))
+            reach(self._resolver, source.url, copy)
             stored = writer.finish()
         except (ResolverError, flight.FlightError, pa.ArrowKeyError, EOFError) as error:
-            raise _lost(url, error) from error
+            raise _lost(source.url, error) from error
         finally:
             writer.close()
         with self._lock:
@@ -145,7 +213,11 @@ class Fetcher:
         return stored.files
 
     def _copy(
-        self, client: flight.FlightClient, source: PartitionSource, writer: PartitionWriter
+        self,
+        client: flight.FlightClient,
+        source: PartitionSource,
+        writer: PartitionWriter,
+        transfers: _Transfers,
     ) -> None:
         """Go on where ``writer`` is. Raises ``EOFError`` when less arrives than the task
         reported: a stream that merely ended early must not become a shorter answer.
@@ -157,6 +229,7 @@ class Fetcher:
             try:
                 for chunk in reader:
                     self._check()
+                    transfers.heard(source.url)
                     writer.write(chunk.data)
             except BaseException:
                 reader.cancel()
