@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -56,6 +57,8 @@ class WorkerCalls:
         self._resolver = resolver
         self._headers = headers
         self._worker_timeout = worker_timeout
+        self._lock = threading.Lock()
+        self._renewing: set[str] = set()
         self.is_over = False
 
     def run_task(self, url: str, request: _wire.TaskRequest, time_limit: float) -> _wire.TaskReport:
@@ -96,10 +99,26 @@ class WorkerCalls:
         call_all([lambda url=url: release(url) for url in urls], name="release")  # type: ignore[misc]
 
     def renew_lease(self, urls: Iterable[str], query: str) -> None:
-        """Tell these workers that the query is still wanted. Failures show up elsewhere."""
+        """Tell these workers that the query is still wanted. Failures show up elsewhere.
+
+        Waits for none: others would lose the query while one hangs. A worker that has not
+        answered the last time yet is not told again.
+        """
+
+        def renew(url: str) -> None:
+            try:
+                with contextlib.suppress(ResolverError, pa.ArrowException, OSError, EOFError):
+                    self._act(url, _wire.RENEW_LEASE, query.encode(), 0.0)
+            finally:
+                with self._lock:
+                    self._renewing.discard(url)
+
         for url in urls:
-            with contextlib.suppress(ResolverError, pa.ArrowException, OSError, EOFError):
-                self._act(url, _wire.RENEW_LEASE, query.encode(), 0.0)
+            with self._lock:
+                is_asked = url in self._renewing
+                self._renewing.add(url)
+            if not is_asked:
+                threading.Thread(target=renew, args=(url,), name="renew", daemon=True).start()
 
     def _act(self, url: str, action: str, body: bytes, wait: float) -> bytes:
         options = flight.FlightCallOptions(

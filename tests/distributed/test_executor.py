@@ -124,6 +124,36 @@ def test_a_task_that_kills_its_workers_is_not_given_to_all(make, servers, monkey
         assert len([1 for stage, other, _ in tried if (stage, other) == task]) <= 2
 
 
+def test_a_worker_that_hangs_takes_no_lease_from_the_others():
+    """And is not told again while it has not answered."""
+    hanging, told = threading.Event(), []
+
+    class Client:
+        def __init__(self, url):
+            self._url = url
+
+        def do_action(self, _action, _options):
+            told.append(self._url)
+            if self._url == NOBODY:
+                assert hanging.wait(20)
+            return [flight.Result(b"")]
+
+    class Resolver:
+        def get_flight_client_for_url(self, url):
+            return Client(url)
+
+    calls = _calls.WorkerCalls(Resolver(), headers=[], worker_timeout=10.0)
+    for round_ in range(1, 4):
+        calls.renew_lease([NOBODY, "http://127.0.0.1:2"], "0" * 32)
+        eventually(lambda wanted=round_: told.count("http://127.0.0.1:2") == wanted)
+        eventually(lambda: calls._renewing == {NOBODY})
+    assert told.count(NOBODY) == 1
+    hanging.set()
+    eventually(lambda: not calls._renewing)
+    calls.renew_lease([NOBODY], "0" * 32)
+    eventually(lambda: told.count(NOBODY) == 2)
+
+
 def test_a_failing_task_is_told_once_in_datafusions_words(make, servers):
     resolver = DirectResolver()
     session = make(resolver, *(server.url for server in servers))
