@@ -184,7 +184,9 @@ def _head(
 ) -> PlanNode:
     """The plan of the head, over the files that it reads."""
     settled = scheduler.settle_head(plan.head)
-    for attempt in range(_HEAD_ATTEMPTS):
+    # Each worker may be found lost by itself.
+    attempts = len(plan.workers) + _HEAD_ATTEMPTS
+    for attempt in range(attempts):
         inputs, read = scheduler.inputs_of(settled, settled.stage.tree)
         key = _wire.OutputKey(scheduler.query, 0, 0, attempt)
         fetcher = new_fetcher(key)
@@ -198,7 +200,7 @@ def _head(
         report.head_fetched_bytes += fetcher.fetched_bytes
         if scheduler.is_current(read):
             return node
-    raise DistributedError(f"the output of query {scheduler.query} was lost {_HEAD_ATTEMPTS} times")
+    raise DistributedError(f"the output of query {scheduler.query} was lost {attempts} times")
 
 
 def _without_rows(tree: Tree, *, context: datafusion.SessionContext, exchange: Exchange) -> Tree:

@@ -46,7 +46,10 @@ class Output:
 
 @dataclass(slots=True, eq=False)
 class TaskRun:
-    """One task of a stage. ``output`` changes under ``lock`` only."""
+    """One task of a stage. ``output`` changes under ``lock`` only.
+
+    ``missed`` are the workers whose outputs it turned out to be too late for.
+    """
 
     stage: StageRun
     index: int
@@ -56,6 +59,7 @@ class TaskRun:
     output: Output | None = None
     attempts: int = 0
     failures: int = 0
+    missed: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True, eq=False)

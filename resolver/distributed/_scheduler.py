@@ -454,7 +454,7 @@ class Scheduler:
     def _count_failure(self, task: TaskRun, error: ResolverError) -> None:
         self.lose(error)
         self._report.retried(task.stage.number, task.index, str(error))
-        if not isinstance(error, WorkerConnectError | TaskRefusedError):  # else nobody ran it
+        if not self._is_innocent(task, error):
             task.failures += 1
         if task.failures > self._options.task_retries:
             raise WorkerLostError(
@@ -465,6 +465,18 @@ class Scheduler:
         if any(worker.url not in {**self._refusing, **self._lost} for worker in self._workers):
             # With nobody left the query fails, and its error says it all.
             _log.warning("query %s: %s", self.query, error)
+
+    def _is_innocent(self, task: TaskRun, error: ResolverError) -> bool:
+        """Whether ``task`` has had no part in it: nobody ran it, or another worker was lost.
+
+        It reads of a lost one no more, so it cannot miss the same twice.
+        """
+        if not isinstance(error, InputLostError):
+            return isinstance(error, WorkerConnectError | TaskRefusedError)
+        url = str(error.url)
+        is_new = url not in task.missed and any(worker.url == url for worker in self._workers)
+        task.missed.add(url)
+        return is_new
 
     def lose(self, error: ResolverError) -> None:
         """Count the worker that ``error`` names as gone for the rest of the query.

@@ -270,6 +270,41 @@ def test_what_was_made_from_a_lost_output_is_made_again(nodes):
     assert calls.report.retries
 
 
+def test_a_task_may_miss_more_workers_than_it_may_be_started_again(nodes):
+    """Six restart empty between two stages, and its one task finds them one after another."""
+    urls = [f"http://127.0.0.1:{port}" for port in range(1, 9)]
+    stages = Stages(nodes)
+    below = [stages.stage(COALESCE) for _ in range(8)]
+    head = stages.head(stages.stage(COALESCE, *below))
+    calls = FakeCalls(RunReport())
+    options = {"bytes_per_task": 1 << 20, "scan_bytes_per_task": 0, "coordinator_threshold": 0}
+    scheduler = scheduled(calls, urls, task_retries=0, **options)
+    run_task = calls.run_task
+
+    def restarting(url, request, time_limit):
+        if request.output.stage == 9 and not request.output.attempt:
+            for each in urls[:6]:
+                calls.held.pop(each, None)
+        return run_task(url, request, time_limit)
+
+    calls.run_task = restarting
+    check(calls, run_head(scheduler, calls, head))
+    missed = [retry for retry in calls.report.retries if "its input is gone" in retry]
+    assert len(missed) == 6
+
+
+def test_a_task_that_misses_what_nobody_had_is_given_up(nodes):
+    calls = FakeCalls(RunReport())
+    for url in ("http://127.0.0.1:99", URLS[0]):
+
+        def missing(_url, _request, _limit, lost=url):
+            raise InputLostError("its input is gone", url=lost)
+
+        calls.run_task = missing
+        with pytest.raises(WorkerLostError):
+            run_head(scheduled(calls, URLS[:2], task_retries=2, **SPREAD), calls, chain(nodes))
+
+
 def test_a_loss_after_the_last_stage_reaches_down_to_the_leaves(nodes):
     """The head finds a worker gone: its outputs of all stages, and what they went into."""
     calls = FakeCalls(RunReport())
