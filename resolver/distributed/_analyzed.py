@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Final
 
-from ._stage import DEFAULT_WIDTH, box, clipped, count, node_line
+from ._stage import DEFAULT_WIDTH, box, clipped, count, node_line, one_task_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -83,6 +83,7 @@ def _stage_lines(report: RunReport, stage: StageReport) -> Iterator[str]:
                 line += f", fetched {size(task.report.fetched_bytes)}"
         yield line
     yield from _decisions(report, stage.stage.number)
+    yield from one_task_lines(stage.stage)
     yield ""
     yield from _node_lines(stage.stage.tree, stage.nodes())
 

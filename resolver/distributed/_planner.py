@@ -7,6 +7,7 @@ answer, with the reason in the tree. Where to cut is ``_cutter``'s business.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 import datafusion
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["DistributedPhysicalOptimizerRule", "first_line", "single_node"]
 
 _LOCAL_FILES: Final = "file:///"
+_UNENCODED: Final = re.compile(r"\bPlan: (\w+)")  # and all that the node holds
 
 
 class _NotDistributableError(Exception):
@@ -119,8 +121,9 @@ def _encoded(
         inlined = plan.to_bytes(context.with_python_udf_inlining(enabled=True))
         data = plan.to_bytes(context.with_python_udf_inlining(enabled=False))
     except Exception as error:
+        node = _UNENCODED.search(str(error))
         raise _NotDistributableError(
-            f"the plan has no wire encoding ({first_line(error)})"
+            f"the plan has no wire encoding ({node[1] if node else first_line(error)})"
         ) from error
     try:
         root = PlanNode.parse(data)

@@ -28,6 +28,7 @@ __all__ = [
     "clipped",
     "count",
     "node_line",
+    "one_task_lines",
     "plan_lines",
 ]
 
@@ -66,7 +67,7 @@ class DistributedPlan:
         return "\n".join(clipped(self._boxes(self.head, 0), width))
 
     def _boxes(self, stage: Stage, depth: int) -> Iterator[str]:
-        for line in box(self._title(stage), [*_tree_lines(stage.tree)]):
+        for line in box(self._title(stage), [*one_task_lines(stage), *_tree_lines(stage.tree)]):
             yield _INDENT * depth + line
         for below in reversed(stage.inputs):
             yield from self._boxes(below, depth + 1)
@@ -106,6 +107,12 @@ class SingleNodePlan:
 def plan_lines(display: str) -> tuple[str, ...]:
     """The lines of ``display_indent()``, each scan's list of files cut down to counts."""
     return tuple(_FILE_GROUPS.sub(_counted_files, line) for line in display.rstrip().splitlines())
+
+
+def one_task_lines(stage: Stage) -> list[str]:
+    """Why the stage is not divided, where its partitions do not tell."""
+    reason = None if stage.boundary is Boundary.HEAD else stage.tree.one_task_reason
+    return [] if reason is None else [f"in one task: {reason}"]
 
 
 def _tree_lines(tree: Tree) -> Iterator[str]:

@@ -222,16 +222,18 @@ class Tree:
 
     @property
     def needs_one_task(self) -> bool:
-        """Whether, divided among tasks, it would give other rows.
+        """Whether, divided among tasks, it would give other rows."""
+        return self.one_task_reason is not None
 
-        A join would emit a row of its build side more than once; or rows are divided by a
-        hash within the tree, each task's by itself.
-        """
-        return any(
-            (tree.collects_left and tree.emits_build_side and not tree.may_repeat)
-            or (tree.node.is_hash_repartition and tree is not self)
-            for tree in self.walk()
-        )
+    @property
+    def one_task_reason(self) -> str | None:
+        """Why, divided among tasks, it would give other rows; ``None``: it would not."""
+        for tree in self.walk():
+            if tree.collects_left and tree.emits_build_side and not tree.may_repeat:
+                return f"{tree.name} emits rows of its build side, each of which must come once"
+            if tree.node.is_hash_repartition and tree is not self:
+                return f"{tree.name} divides all rows of the stage by a hash"
+        return None
 
     def shared(self, share: Share) -> Tree | None:
         """What a task with this share runs; ``None``: nothing.

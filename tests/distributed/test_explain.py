@@ -123,6 +123,20 @@ SMALL = """
 """
 
 
+@pytest.mark.parametrize("analyze", [False, True])
+def test_a_join_that_one_task_must_run_is_named(cluster, register, resolver, capsys, analyze):
+    builder = SessionStateBuilder().with_distributed_option("coordinator_threshold", 0)
+    session = cluster.session(resolver, builder=builder)
+    register(session)
+    frame = session.sql(
+        "SELECT c_custkey, n_name FROM customer FULL JOIN nation ON c_custkey < n_nationkey"
+    )
+    shown = printed(capsys, frame, analyze=analyze)
+    assert shown.count("in one task: NestedLoopJoinExec emits rows of its build side") == 1
+    shown = printed(capsys, session.sql(JOIN), analyze=analyze)
+    assert "in one task: HashJoin" not in shown
+
+
 def test_analyze_tells_what_was_spilled(tmp_path, register, single, capsys):
     """Two workers with little memory sort more than fits."""
     (tmp_path / "small.py").write_text(textwrap.dedent(SMALL))

@@ -150,7 +150,7 @@ def test_an_order_that_a_repartition_keeps_is_not_cut(planning):
         ("COPY (SELECT * FROM lineitem) TO '{tmp}/out.parquet'", "writes files"),
         (
             "WITH RECURSIVE t AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM t WHERE n < 3) SELECT * FROM t",
-            "no wire encoding",
+            "no wire encoding (RecursiveQueryExec)",
         ),
     ],
 )
