@@ -7,6 +7,7 @@ names the worker. Which task runs where is not decided here.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import threading
 import time
@@ -88,7 +89,11 @@ class WorkerCalls:
             ) from error
 
     def release(self, urls: Iterable[str], query: str) -> None:
-        """End ``query`` on these workers. One that is gone has, and none is waited for long."""
+        """End ``query`` on these workers. One that is gone has, and none is waited for long.
+
+        Not for a connection either: a worker that hung has lost its client.
+        """
+        deadline = time.monotonic() + _RELEASE_TIMEOUT
 
         def release(url: str) -> None:
             with contextlib.suppress(ResolverError, pa.ArrowException, OSError, EOFError):
@@ -96,7 +101,13 @@ class WorkerCalls:
                 options = flight.FlightCallOptions(timeout=_RELEASE_TIMEOUT, headers=self._headers)
                 _act(client, _wire.RELEASE_QUERY, query.encode(), options)
 
-        call_all([lambda url=url: release(url) for url in urls], name="release")  # type: ignore[misc]
+        def check() -> None:
+            if time.monotonic() > deadline:
+                raise TimeoutError
+
+        calls = [functools.partial(release, url) for url in urls]
+        with contextlib.suppress(TimeoutError):
+            call_all(calls, name="release", check=check)
 
     def renew_lease(self, urls: Iterable[str], query: str) -> None:
         """Tell these workers that the query is still wanted. Failures show up elsewhere.

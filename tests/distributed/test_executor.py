@@ -154,6 +154,31 @@ def test_a_worker_that_hangs_takes_no_lease_from_the_others():
     eventually(lambda: told.count(NOBODY) == 2)
 
 
+def test_a_worker_that_cannot_be_reached_holds_no_result_up():
+    """Its connect takes as long as the resolver gives it; the others are told meanwhile."""
+    connecting, told = threading.Event(), threading.Event()
+
+    class Client:
+        def do_action(self, _action, _options):
+            told.set()
+            return [flight.Result(b"")]
+
+    class Resolver:
+        def get_flight_client_for_url(self, url):
+            assert url != NOBODY or connecting.wait(60)
+            return Client()
+
+    calls = _calls.WorkerCalls(Resolver(), headers=[], worker_timeout=10.0)
+    releasing = threading.Thread(
+        target=calls.release, args=([NOBODY, "http://127.0.0.1:2"], "0" * 32)
+    )
+    releasing.start()
+    assert told.wait(20)
+    releasing.join(20)
+    assert not releasing.is_alive()
+    connecting.set()
+
+
 def test_a_failing_task_is_told_once_in_datafusions_words(make, servers):
     resolver = DirectResolver()
     session = make(resolver, *(server.url for server in servers))
