@@ -235,10 +235,9 @@ class DataFrame(datafusion.DataFrame):
             run.close()
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        stream = self._session._stream(self)
-        if stream is None:
-            return super().__arrow_c_stream__(requested_schema)
-        batches = (batch.to_pyarrow() for batch in stream)
+        # Not DataFusion's own, for a single node either: it says the schema that a union had
+        # before its types were made one, whatever the batches have.
+        batches = (batch.to_pyarrow() for batch in self.execute_stream())
         first = next(batches, None)
         reader = pa.RecordBatchReader.from_batches(
             self.schema() if first is None else first.schema,

@@ -613,3 +613,14 @@ def test_the_public_names_are_what_they_say():
     assert list(package.__all__) == sorted(package.__all__)
     for name in package.__all__:
         assert inspect.getdoc(getattr(package, name)), name
+
+
+def test_a_union_on_a_single_node_is_handed_over_as_it_is(session):
+    """DataFusion's own Arrow stream declares the types from before they were made one."""
+    session.from_arrow(pa.table({"k": pa.array([1], pa.int32())}), name="narrow")
+    frame = session.sql("SELECT k FROM narrow UNION ALL SELECT 2 UNION ALL SELECT 3")
+    assert isinstance(frame.distributed_plan(), SingleNodePlan)
+    table = pa.table(frame)
+    table.validate(full=True)
+    assert table.schema.types == [pa.int64()]
+    assert sorted(table.column(0).to_pylist()) == [1, 2, 3]
