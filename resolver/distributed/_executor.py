@@ -27,6 +27,7 @@ from ._tree import Boundary, Tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     import pyarrow as pa
 
@@ -176,7 +177,7 @@ def run(
 def _head(
     plan: DistributedPlan,
     scheduler: Scheduler,
-    new_fetcher: Callable[[_wire.OutputKey], Fetcher],
+    new_fetcher: Callable[[_wire.OutputKey, Path], Fetcher],
     context: datafusion.SessionContext,
     exchange: Exchange,
     *,
@@ -189,9 +190,9 @@ def _head(
     for attempt in range(attempts):
         inputs, read = scheduler.inputs_of(settled, settled.stage.tree)
         key = _wire.OutputKey(scheduler.query, 0, 0, attempt)
-        fetcher = new_fetcher(key)
         try:
             with exchange.task(key) as directory:
+                fetcher = new_fetcher(key, directory)
                 node = with_inputs(settled.stage.tree.plan(), inputs, fetcher, context, directory)
                 exchange.publish(key, ())
         except InputLostError as error:

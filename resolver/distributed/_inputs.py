@@ -7,6 +7,7 @@ ChannelResolver of whoever runs the task, piece by piece. Nothing is run here.
 from __future__ import annotations
 
 import functools
+import itertools
 import shutil
 import threading
 import uuid
@@ -44,6 +45,15 @@ Headers = list[tuple[bytes, bytes]]
 _PIECE_TIMEOUT: Final = 30.0
 """Seconds that one piece of a partition may take, beyond the silence that is allowed."""
 
+_STREAMS: Final = 4
+"""Partitions that are fetched at a time, but one from every worker at least."""
+
+_Stream = tuple[str, int]
+"""The worker's URL, and which of the streams from there it is."""
+
+_Stem = tuple[int, bytes]
+"""The name under which a source is stored, unique in its folder, and its schema."""
+
 
 class InputLostError(DistributedError, ConnectionError):
     """Stage output could not be had from ``url``, where it was; it must be made again."""
@@ -54,28 +64,28 @@ class _GivenUpError(Exception):
 
 
 class _Transfers:
-    """From which of some workers something is still to come. Thread-safe.
+    """On which of some streams something is still to come. Thread-safe.
 
     ``ask`` asks a worker for a sign of life; it raises what a call to one does.
     """
 
-    def __init__(self, urls: Iterable[str], ask: Callable[[str], object]) -> None:
+    def __init__(self, streams: Iterable[_Stream], ask: Callable[[str], object]) -> None:
         self._ask = ask
         self._lock = threading.Lock()
-        self._batches = dict.fromkeys(urls, 0)
+        self._batches = dict.fromkeys(streams, 0)
         self.over: Final = threading.Event()
 
-    def heard(self, url: str) -> None:
+    def heard(self, stream: _Stream) -> None:
         """A batch has come. Raises when nobody waits for it."""
         if self.over.is_set():
             raise _GivenUpError
         with self._lock:
-            self._batches[url] += 1
+            self._batches[stream] += 1
 
-    def ended(self, url: str) -> None:
+    def ended(self, stream: _Stream) -> None:
         """Everything has come."""
         with self._lock:
-            del self._batches[url]
+            del self._batches[stream]
             if not self._batches:
                 self.over.set()
 
@@ -91,23 +101,25 @@ class _Transfers:
             call_all([functools.partial(self._check_life, *each) for each in quiet], name="sign")
             before = now
 
-    def _awaited(self) -> dict[str, int]:
+    def _awaited(self) -> dict[_Stream, int]:
         with self._lock:
             return self._batches.copy()
 
-    def _check_life(self, url: str, batches: int) -> None:
+    def _check_life(self, stream: _Stream, batches: int) -> None:
+        url, _ = stream
         try:
             self._ask(url)
         except (ResolverError, flight.FlightError, EOFError) as error:
-            if self._awaited().get(url) == batches and not self.over.is_set():
+            if self._awaited().get(stream) == batches and not self.over.is_set():
                 raise _lost(url, error) from error
 
 
 class Fetcher:
     """Brings stage output here, at the charge of the task ``key``. For one task.
 
-    ``check`` is called between batches and may raise. A worker that sends nothing for
-    ``silence`` seconds is asked for a sign of life, and lost if it gives none for as long.
+    What is fetched is put into a folder below ``directory``, which must exist. ``check`` is
+    called between batches and may raise. A worker that sends nothing for ``silence`` seconds
+    is asked for a sign of life, and lost if it gives none for as long.
     """
 
     def __init__(
@@ -115,6 +127,7 @@ class Fetcher:
         resolver: ChannelResolver,
         exchange: Exchange,
         key: OutputKey,
+        directory: Path,
         *,
         headers: Headers,
         silence: float,
@@ -123,6 +136,7 @@ class Fetcher:
         self._resolver = resolver
         self._exchange = exchange
         self._key = key
+        self._folder = directory / "inputs"
         self._options = flight.FlightCallOptions(timeout=_PIECE_TIMEOUT + silence, headers=headers)
         self._sign_options = flight.FlightCallOptions(timeout=silence, headers=headers)
         self._silence = silence
@@ -131,36 +145,45 @@ class Fetcher:
         self._charged = 0
         self.fetched_bytes = 0
 
-    def bring(
-        self, stage_input: StageInput, directory: Path
-    ) -> dict[PartitionSource, tuple[Path, ...]]:
-        """The files of every source of ``stage_input``; what is not here is put there."""
+    def bring(self, inputs: Sequence[StageInput]) -> dict[PartitionSource, tuple[Path, ...]]:
+        """The files of every source of ``inputs``; what is not here is put into the folder.
+
+        Several streams at a time, from one worker too: a stream alone waits more than it
+        works.
+        """
         found: dict[PartitionSource, tuple[Path, ...]] = {}
-        missing: dict[str, list[tuple[int, PartitionSource]]] = defaultdict(list)
-        sources = [source for partition in stage_input.partitions for source in partition]
-        for index, source in enumerate(sources):
-            try:
-                ticket = PartitionTicket(source.output, source.partition)
-                found[source] = self._exchange.partition(ticket).files
-            except UnknownOutputError:
-                if source.files:
-                    found[source] = self._written(source, directory, index)
-                else:
-                    missing[source.url].append((index, source))
+        missing: dict[str, dict[PartitionSource, _Stem]] = defaultdict(dict)
+        stems = itertools.count()
+        for stage_input in inputs:
+            for source in itertools.chain.from_iterable(stage_input.partitions):
+                try:
+                    ticket = PartitionTicket(source.output, source.partition)
+                    found[source] = self._exchange.partition(ticket).files
+                except UnknownOutputError:
+                    if source.files:
+                        found[source] = self._written(source, next(stems))
+                    else:
+                        missing[source.url][source] = next(stems), stage_input.schema
         if not missing:
             return found
-        schema = stored_schema(_deserialized(stage_input.schema))
-        directory.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(exist_ok=True)
+        most = max(1, _STREAMS // len(missing))
+        streams = {
+            (url, first): sources
+            for url, each in missing.items()
+            for first in range(most)
+            if (sources := list(each.items())[first::most])
+        }
+        transfers = _Transfers(streams, self._ask_for_sign)
 
-        transfers = _Transfers(missing, self._ask_for_sign)
+        def fetch(stream: _Stream) -> None:
+            for source, (stem, schema) in streams[stream]:
+                stored_as = stored_schema(_deserialized(schema))
+                writer = PartitionWriter(self._folder, stem, stored_as, charge=self._charge)
+                found[source] = self._fetched(source, writer, lambda: transfers.heard(stream))
+            transfers.ended(stream)
 
-        def fetch_from(url: str) -> None:
-            for index, source in missing[url]:
-                writer = PartitionWriter(directory, index, schema, charge=self._charge)
-                found[source] = self._fetched(source, writer, transfers)
-            transfers.ended(url)
-
-        calls = [functools.partial(fetch_from, url) for url in missing]
+        calls = [functools.partial(fetch, stream) for stream in streams]
         calls.append(functools.partial(transfers.watch, self._silence))
         try:
             call_all(calls, name="fetch", check=self._check)
@@ -172,20 +195,21 @@ class Fetcher:
         action = flight.Action(HEALTH, b"")
         reach(self._resolver, url, lambda c: list(c.do_action(action, self._sign_options)))
 
-    def remove(self, directory: Path) -> None:
-        """Give back what was brought into ``directory``, which a task has read."""
-        shutil.rmtree(directory, ignore_errors=True)
+    def remove(self) -> None:
+        """Give back what was brought and is not needed any more."""
         with self._lock:
             charged, self._charged = self._charged, 0
-        self._exchange.charge(self._key, -charged)
+        if charged:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._exchange.charge(self._key, -charged)
 
-    def _written(self, source: PartitionSource, directory: Path, index: int) -> tuple[Path, ...]:
+    def _written(self, source: PartitionSource, stem: int) -> tuple[Path, ...]:
         """The files of a source that came along with the request."""
-        directory.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(exist_ok=True)
         self._charge(sum(map(len, source.files)))
         paths = []
         for number, content in enumerate(source.files):
-            path = directory / f"{index}-{number}.arrow"
+            path = self._folder / f"{stem}-{number}.arrow"
             path.write_bytes(content)
             paths.append(path)
         return tuple(paths)
@@ -196,10 +220,10 @@ class Fetcher:
             self._charged += count
 
     def _fetched(
-        self, source: PartitionSource, writer: PartitionWriter, transfers: _Transfers
+        self, source: PartitionSource, writer: PartitionWriter, heard: Callable[[], object]
     ) -> tuple[Path, ...]:
         def copy(client: flight.FlightClient) -> None:
-            self._copy(client, source, writer, transfers)
+            self._copy(client, source, writer, heard)
 
         try:
             reach(self._resolver, source.url, copy)
@@ -217,7 +241,7 @@ class Fetcher:
         client: flight.FlightClient,
         source: PartitionSource,
         writer: PartitionWriter,
-        transfers: _Transfers,
+        heard: Callable[[], object],
     ) -> None:
         """Go on where ``writer`` is. Raises ``EOFError`` when less arrives than the task
         reported: a stream that merely ended early must not become a shorter answer.
@@ -229,7 +253,7 @@ class Fetcher:
             try:
                 for chunk in reader:
                     self._check()
-                    transfers.heard(source.url)
+                    heard()
                     writer.write(chunk.data)
             except BaseException:
                 reader.cancel()
@@ -249,15 +273,15 @@ def with_inputs(
 ) -> PlanNode:
     """``plan`` with every stage input replaced by a scan of its files.
 
-    ``directory`` must exist; fetched files are put below it. Raises ``WireError`` when
-    plan and inputs do not belong together, ``InputLostError`` naming the URL.
+    ``directory`` must exist. Raises ``WireError`` when plan and inputs do not belong
+    together, ``InputLostError`` naming the URL.
     """
     wanted = sorted(node.stage_number for node in plan.walk() if node.kind == "stage_input")
     if wanted != sorted(stage_input.number for stage_input in inputs):
         raise WireError("the inputs of the task are not those that its plan reads")
+    files = fetcher.bring(inputs)
     scans: dict[int, PlanNode] = {}
     for stage_input in inputs:
-        files = fetcher.bring(stage_input, directory / f"input-{stage_input.number}")
         schema = _deserialized(stage_input.schema)
         groups = [
             [_entry(path) for source in partition for path in files[source]]

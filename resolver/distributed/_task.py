@@ -101,20 +101,19 @@ def run_task(
         if is_cancelled():
             raise QueryReleasedError("the coordinator has gone away, or given the task up")
 
-    fetcher = Fetcher(
-        resolver,
-        exchange,
-        request.output,
-        headers=headers or [],
-        silence=request.worker_timeout,
-        check=check,
-    )
     with exchange.task(request.output) as directory:
-        fetched = directory / "inputs"
-        fetched.mkdir()
+        fetcher = Fetcher(
+            resolver,
+            exchange,
+            request.output,
+            directory,
+            headers=headers or [],
+            silence=request.worker_timeout,
+            check=check,
+        )
         try:
             node = PlanNode.parse(request.plan)
-            node = with_inputs(node, request.inputs, fetcher, context, fetched)
+            node = with_inputs(node, request.inputs, fetcher, context, directory)
         except InputLostError as error:
             lost = json.dumps({"lost": error.url}).encode()
             raise flight.FlightServerError(str(error), extra_info=lost) from error
@@ -127,7 +126,7 @@ def run_task(
         results = _run_partitions(plan, context, new_writer, check)
         schemas = [schema for _, schema in results if schema is not None]
         schema = merged_schema(schemas) if schemas else _schema_of(node, decode, context)
-        fetcher.remove(fetched)
+        fetcher.remove()
         partitions = [partition for partition, _ in results]
         exchange.publish(request.output, partitions)
     return TaskReport(

@@ -308,6 +308,26 @@ def test_a_worker_that_refuses_is_named(make, servers):
     assert refused.value.url == servers[0].url
 
 
+def test_partitions_of_one_worker_are_fetched_at_the_same_time(make, servers, single):
+    both = threading.Barrier(2)
+
+    class Meeting(TamperingResolver):
+        def get_flight_client_for_url(self, url):
+            client = super().get_flight_client_for_url(url)
+            fetch = client.do_get
+
+            def do_get(ticket, options=None):
+                both.wait(10)
+                return fetch(ticket, options)
+
+            client.do_get = do_get
+            return client
+
+    apart = changed_report(lambda report: dataclasses.replace(report, files=None))
+    query = "SELECT l_tax FROM lineitem"
+    assert rows(make(Meeting(apart), servers[0].url).sql(query)) == rows(single.sql(query))
+
+
 def test_a_resolver_needs_nothing_but_its_one_method(make, servers, single):
     class Bare:
         def __init__(self):

@@ -61,11 +61,17 @@ def bring(tmp_path):
 
     def bring(worker):
         key = OutputKey(QUERY, 2, 0, 0)
-        fetcher = Fetcher(
-            worker, exchange, key, headers=[], silence=0.05, check=lambda: exchange.bytes
-        )
         with exchange.task(key) as directory:
-            return fetcher.bring(stage_input, directory / "inputs")[source]
+            fetcher = Fetcher(
+                worker,
+                exchange,
+                key,
+                directory,
+                headers=[],
+                silence=0.05,
+                check=lambda: exchange.bytes,
+            )
+            return fetcher.bring([stage_input])[source]
 
     yield bring
     exchange.close()
