@@ -22,7 +22,7 @@ from ._inputs import Fetcher, InputLostError, scan_of_nothing, with_inputs
 from ._plan_proto import PlanNode
 from ._scheduler import Scheduler
 from ._task import plan_metrics
-from ._threads import call_all, call_interruptibly
+from ._threads import call_all, call_beside, call_interruptibly
 from ._tree import Boundary, Tree
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ _HEAD_ATTEMPTS: Final = 8
 class HeadRun:
     """The head stage of one query, ready to run once.
 
-    ``close()`` removes the stage output it reads; so does losing the last reference.
+    ``close()`` removes the stage output it reads; so does losing the last reference. What
+    workers held is removed meanwhile, and has been when ``close()`` returns.
     """
 
     def __init__(
@@ -59,13 +60,21 @@ class HeadRun:
         *,
         report: RunReport,
         lost: frozenset[str],
+        wait_for_workers: Callable[[], None],
     ) -> None:
         self._context = context
         self._node = node
+        self._wait_for_workers = wait_for_workers
         self.report: Final = report
         self.lost: Final = lost
         """The URLs of the workers that were lost meanwhile."""
-        self.close: Final[Callable[[], object]] = weakref.finalize(self, exchange.release, query)
+        # A collector may run on any thread, even one that is waited for: it does not wait.
+        self._release: Final = weakref.finalize(self, exchange.release, query)
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._release()
+        self._wait_for_workers()
 
     def stream(self) -> datafusion.RecordBatchStream:
         """All rows as one stream, as DataFusion's own ``execute_stream()`` gives them."""
@@ -146,6 +155,15 @@ def run(
         if over.is_set():
             raise DistributedError(f"query {query} is over")
 
+    def end() -> None:
+        over.set()
+        scheduler.end()
+        report.seconds = time.monotonic() - started
+
+    def release() -> None:
+        # Also what stops the other tasks when one has failed.
+        calls.release(scheduler.called, query)
+
     new_fetcher = functools.partial(
         Fetcher,
         resolver,
@@ -162,16 +180,23 @@ def run(
             name="query",
             check=check,
         )
+        end()
+        # All that the head reads is here.
+        released = call_beside(release, name="release")
     except BaseException:
         exchange.release(query)
+        end()
+        release()
         raise
-    finally:
-        # Also what stops the other tasks when one has failed.
-        over.set()
-        scheduler.end()
-        calls.release(scheduler.called, query)
-        report.seconds = time.monotonic() - started
-    return HeadRun(context, node, exchange, query, report=report, lost=scheduler.lost)
+    return HeadRun(
+        context,
+        node,
+        exchange,
+        query,
+        report=report,
+        lost=scheduler.lost,
+        wait_for_workers=released,
+    )
 
 
 def _head(

@@ -26,7 +26,7 @@ from resolver.distributed import (
     _executor,
 )
 from resolver.distributed._tpch import QUERIES
-from resolver.distributed._wire import EXECUTE_TASK, TaskReport
+from resolver.distributed._wire import EXECUTE_TASK, RELEASE_QUERY, TaskReport
 from tests.support.distributed import DirectResolver, eventually, names, rows
 
 QUERY = "SELECT l_shipmode, count(*) AS n, min(l_comment) AS c FROM lineitem GROUP BY l_shipmode"
@@ -326,6 +326,34 @@ def test_partitions_of_one_worker_are_fetched_at_the_same_time(make, servers, si
     apart = changed_report(lambda report: dataclasses.replace(report, files=None))
     query = "SELECT l_tax FROM lineitem"
     assert rows(make(Meeting(apart), servers[0].url).sql(query)) == rows(single.sql(query))
+
+
+def test_rows_do_not_wait_for_workers_to_remove_what_was_read(make, servers):
+    has_rows = threading.Event()
+    in_time = []
+
+    class Removing(TamperingResolver):
+        def get_flight_client_for_url(self, url):
+            client = super().get_flight_client_for_url(url)
+            act = client.do_action
+
+            def do_action(action, options=None):
+                if action.type == RELEASE_QUERY:
+                    in_time.append(has_rows.wait(10))
+                return act(action, options)
+
+            client.do_action = do_action
+            return client
+
+    session = make(Removing(lambda results: results), *(server.url for server in servers))
+    stream = session.sql(QUERY).execute_stream()
+    assert next(stream).to_pyarrow().num_rows
+    assert any(server._exchange.queries() for server in servers)
+    has_rows.set()
+    list(stream)
+    assert in_time
+    assert all(in_time)
+    assert [server._exchange.queries() for server in servers] == [0, 0]
 
 
 def test_a_resolver_needs_nothing_but_its_one_method(make, servers, single):
