@@ -395,6 +395,9 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _worker(arguments: argparse.Namespace) -> int:
+    # Before DataFusion is loaded: by default its allocator gives memory back after 10 ms,
+    # which is between two tasks of one query, and the next task has every page to fault in.
+    os.environ.setdefault("MIMALLOC_PURGE_DELAY", "1000")
     from .distributed import Worker
     from .distributed._serve import Owner, inherited_token, serve
 

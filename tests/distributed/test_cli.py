@@ -255,6 +255,28 @@ def test_an_interrupt_is_no_error(monkeypatch):
     assert main(["demo"]) == 130
 
 
+@pytest.mark.parametrize(("given", "used"), [({}, "1000"), ({"MIMALLOC_PURGE_DELAY": "7"}, "7")])
+def test_a_worker_keeps_freed_memory_for_its_next_task(given, used):
+    code = """
+import os, sys
+from resolver.cli import main
+
+class Loading:
+    def find_spec(self, name, path=None, target=None):
+        if name == "datafusion":
+            sys.exit(os.environ["MIMALLOC_PURGE_DELAY"])
+
+sys.meta_path.insert(0, Loading())
+main(["worker"])
+"""
+    environment = {name: value for name, value in os.environ.items() if "MIMALLOC" not in name}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env=environment | given, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stderr.strip() == used
+
+
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_a_worker_process_serves_until_it_is_told_to_stop(tmp_path, stop):
     authority = trustme.CA()
