@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pyarrow as pa
 
-from ._flight_wire import FlightData
+from ._flight_wire import encode_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from ._flight_wire import FlightData
 
 _CONTINUATION: Final = b"\xff\xff\xff\xff"
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
@@ -81,35 +83,42 @@ class BatchEncoder:
     """Turns batches of one schema into messages. For one thread at a time."""
 
     def __init__(self, schema: pa.Schema, options: pa.ipc.IpcWriteOptions | None = None) -> None:
-        self._sink = _Sink()
+        self._written = _Pieces()
         self._writer = pa.ipc.new_stream(
-            pa.PythonFile(self._sink, mode="w"), schema, options=options
+            pa.PythonFile(self._written, mode="w"), schema, options=options
         )
         self._schema = schema
         self._options = options
 
-    def begin(self, descriptor: bytes = b"") -> FlightData:
+    def begin(self, descriptor: bytes = b"") -> bytes:
         """The message that opens the stream."""
         sink = pa.BufferOutputStream()
         # Not serialize(), which knows no options.
         pa.ipc.new_stream(sink, self._schema, options=self._options).close()
-        message = next(_messages(memoryview(sink.getvalue())))
-        return message._replace(descriptor=memoryview(descriptor))
+        written = _Pieces()
+        written.write(sink.getvalue())
+        header, body = next(_messages(written))
+        return encode_data(descriptor=descriptor, header=header, body=body)
 
-    def encode(self, batch: pa.RecordBatch, app_metadata: bytes = b"") -> list[FlightData]:
-        """The messages of ``batch``: new dictionaries, then itself with ``app_metadata``."""
+    def encode(self, batch: pa.RecordBatch, app_metadata: bytes = b"") -> list[bytes]:
+        """The messages of ``batch``: new dictionaries, then itself with ``app_metadata``.
+
+        Each is a copy: the batch may change afterwards.
+        """
         self._writer.write_batch(batch)
         # pyarrow writes the schema with the first batch.
-        written = (
-            m for m in _messages(self._sink.take()) if _kind_and_size(m.header)[0] != _SCHEMA
+        *dictionaries, (header, body) = (
+            each for each in _messages(self._written) if _kind_and_size(each[0])[0] != _SCHEMA
         )
-        *dictionaries, last = written
-        return [*dictionaries, last._replace(app_metadata=memoryview(app_metadata))]
+        return [
+            *(encode_data(header=header, body=body) for header, body in dictionaries),
+            encode_data(header=header, app_metadata=app_metadata, body=body),
+        ]
 
 
-def metadata_only(app_metadata: bytes, descriptor: bytes = b"") -> FlightData:
+def metadata_only(app_metadata: bytes, descriptor: bytes = b"") -> bytes:
     """A message without a batch."""
-    return FlightData(memoryview(descriptor), _NOTHING, memoryview(app_metadata), _NOTHING)
+    return encode_data(descriptor=descriptor, app_metadata=app_metadata)
 
 
 def _kind_and_size(header: memoryview) -> tuple[int, int]:
@@ -134,7 +143,7 @@ def _kind_and_size(header: memoryview) -> tuple[int, int]:
 
 
 class _Pieces:
-    """A file that is read in the pieces in which it was given, each as it is."""
+    """A file that is read in the pieces in which it was written, each as it is."""
 
     closed = False
 
@@ -144,6 +153,10 @@ class _Pieces:
     def add(self, header: memoryview, body: memoryview) -> None:
         self._pieces.append(memoryview(_CONTINUATION + struct.pack("<i", len(header))))
         self._pieces += (header, body)
+
+    def write(self, data: Any) -> int:
+        self._pieces.append(memoryview(data))
+        return len(data)
 
     def read(self, count: int) -> memoryview:
         while self._pieces:
@@ -156,24 +169,16 @@ class _Pieces:
             return piece
         return _NOTHING
 
+    def take(self, count: int) -> list[memoryview]:
+        """The next ``count`` bytes, as far as they were written."""
+        taken = []
+        while count and len(piece := self.read(count)):
+            taken.append(piece)
+            count -= len(piece)
+        return taken
+
     def readable(self) -> bool:
         return True
-
-    def close(self) -> None:
-        self._pieces.clear()
-
-
-class _Sink:
-    """A file that gives back what was written as messages."""
-
-    closed = False
-
-    def __init__(self) -> None:
-        self._written: list[bytes] = []
-
-    def write(self, data: Any) -> int:
-        self._written.append(bytes(data))
-        return len(self._written[-1])
 
     def writable(self) -> bool:
         return True
@@ -182,26 +187,14 @@ class _Sink:
         pass
 
     def close(self) -> None:
-        pass
-
-    def take(self) -> memoryview:
-        """What was written since the last call."""
-        view = memoryview(b"".join(self._written))
-        self._written.clear()
-        return view
+        self._pieces.clear()
 
 
-def _messages(view: memoryview) -> Iterator[FlightData]:
-    """The messages of a piece of an IPC stream, which holds whole ones."""
-    at = 0
-    while at < len(view):
+def _messages(written: _Pieces) -> Iterator[tuple[memoryview, list[memoryview]]]:
+    """Header and body of the messages of an IPC stream, of which whole ones are written."""
+    while start := b"".join(written.take(4)):
         # Always, but in the format of before Arrow 0.15.
-        if bytes(view[at : at + 4]) == _CONTINUATION:
-            at += 4
-        (size,) = struct.unpack_from("<i", view, at)
-        at += 4
-        header = view[at : at + size]
-        at += size
-        body = view[at : at + _kind_and_size(header)[1]]
-        at += len(body)
-        yield FlightData(_NOTHING, header, _NOTHING, body)
+        if start == _CONTINUATION:
+            start = b"".join(written.take(4))
+        header = memoryview(b"".join(written.take(*_I32(start))))
+        yield header, written.take(_kind_and_size(header)[1])

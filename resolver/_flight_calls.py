@@ -53,8 +53,8 @@ METHODS: Final = {
     "poll_flight_info": Method("PollFlightInfo", (False, False), _serialize, wire.decode_poll_info),
     "get_schema": Method("GetSchema", (False, False), _serialize, flight.SchemaResult.deserialize),
     "do_get": Method("DoGet", (False, True), _serialize, wire.decode_data),
-    "do_put": Method("DoPut", (True, True), wire.encode_data, wire.decode_put_result),
-    "do_exchange": Method("DoExchange", (True, True), wire.encode_data, wire.decode_data),
+    "do_put": Method("DoPut", (True, True), _same, wire.decode_put_result),
+    "do_exchange": Method("DoExchange", (True, True), _same, wire.decode_data),
     "do_action": Method("DoAction", (False, True), wire.encode_action, flight.Result.deserialize),
     "list_actions": Method("ListActions", (False, True), _same, wire.decode_action_type),
 }

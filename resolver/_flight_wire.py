@@ -1,8 +1,9 @@
 """The messages of the Flight service as they travel in gRPC, to and from pyarrow's types.
 
 A few small protobuf messages, written out here so that no client needs a protobuf
-library, and so that the body of a batch is never copied: what is decoded is a view of the
-bytes that gRPC gave. Pure functions; nothing here knows a channel or a client.
+library, and so that the body of a batch is copied no more than gRPC needs: what is decoded
+is a view of the bytes that gRPC gave, what is encoded goes straight into the bytes for it.
+Pure functions; nothing here knows a channel or a client.
 
 Decoding raises ``ValueError`` for bytes that are no such message.
 """
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from pyarrow import flight
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 SERVICE: Final = "/arrow.flight.protocol.FlightService/"
 
@@ -54,13 +55,23 @@ class PollInfo(NamedTuple):
 _NOTHING: Final = memoryview(b"")
 
 
-def encode_data(data: FlightData) -> bytes:
-    """A FlightData message. The body is its last field, as Flight asks for."""
+def encode_data(
+    *,
+    descriptor: bytes = b"",
+    header: bytes | memoryview = b"",
+    app_metadata: bytes = b"",
+    body: Sequence[bytes | memoryview] = (),
+) -> bytes:
+    """A FlightData message; the pieces of its body are copied once, into it.
+
+    The body is the last field, as Flight asks for.
+    """
     parts: list[bytes | memoryview] = []
-    fields = ((1, data.descriptor), (2, data.header), (3, data.app_metadata), (_BODY, data.body))
-    for number, value in fields:
-        if len(value) or (number == _BODY and len(data.header)):
-            parts += [_head(number, len(value)), value]
+    for number, value in (1, descriptor), (2, header), (3, app_metadata):
+        if len(value):
+            parts += (_head(number, len(value)), value)
+    if len(header):
+        parts += (_head(_BODY, sum(map(len, body))), *body)
     return b"".join(parts)
 
 

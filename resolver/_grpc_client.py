@@ -441,8 +441,8 @@ class FlightStreamWriter:
         """Send ``batch`` with bytes of the application's own."""
         if self._encoder is None:
             raise pa.ArrowInvalid("begin(schema) comes before the first batch")
-        for data in self._encoder.encode(batch, bytes(memoryview(app_metadata))):
-            self._send(data)
+        for message in self._encoder.encode(batch, bytes(memoryview(app_metadata))):
+            self._send(message)
 
     def write_metadata(self, app_metadata: Any) -> None:
         """Send bytes of the application's own without a batch."""
@@ -482,8 +482,8 @@ class FlightStreamWriter:
         descriptor, self._descriptor = self._descriptor, b""
         return descriptor
 
-    def _send(self, data: wire.FlightData) -> None:
-        if not self._requests.put(data):
+    def _send(self, message: bytes) -> None:
+        if not self._requests.put(message):
             # The server has ended the call: its error says why.
             self._messages.receive_rest()
             raise pa.ArrowInvalid("the server has ended the stream that is being written")
@@ -493,19 +493,19 @@ class _Requests:
     """Messages on their way to gRPC, a few at a time. ``put`` and iteration block."""
 
     def __init__(self) -> None:
-        self._waiting: deque[wire.FlightData] = deque()
+        self._waiting: deque[bytes] = deque()
         self._changed = threading.Condition()
         self._finished = False
         self._ended = False
 
-    def put(self, data: wire.FlightData) -> bool:
+    def put(self, message: bytes) -> bool:
         """Whether it will be sent: not after the call has ended."""
         with self._changed:
             if self._finished:
                 raise pa.ArrowInvalid("this writer is closed")
             self._changed.wait_for(lambda: self._ended or len(self._waiting) < _AHEAD)
             if not self._ended:
-                self._waiting.append(data)
+                self._waiting.append(message)
                 self._changed.notify_all()
             return not self._ended
 
@@ -524,11 +524,11 @@ class _Requests:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> wire.FlightData:
+    def __next__(self) -> bytes:
         with self._changed:
             self._changed.wait_for(lambda: self._ended or self._finished or self._waiting)
             if self._ended or not self._waiting:
                 raise StopIteration
-            data = self._waiting.popleft()
+            message = self._waiting.popleft()
             self._changed.notify_all()
-            return data
+            return message

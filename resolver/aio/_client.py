@@ -474,8 +474,8 @@ class FlightStreamWriter:
         """Send ``batch`` with bytes of the application's own."""
         if self._encoder is None:
             raise pa.ArrowInvalid("begin(schema) comes before the first batch")
-        for data in self._encoder.encode(batch, bytes(memoryview(app_metadata))):
-            await self._send(data)
+        for message in self._encoder.encode(batch, bytes(memoryview(app_metadata))):
+            await self._send(message)
 
     async def write_metadata(self, app_metadata: Any) -> None:
         """Send bytes of the application's own without a batch."""
@@ -515,10 +515,10 @@ class FlightStreamWriter:
         descriptor, self._descriptor = self._descriptor, b""
         return descriptor
 
-    async def _send(self, data: wire.FlightData) -> None:
+    async def _send(self, message: bytes) -> None:
         if self._closed or self._done:
             raise pa.ArrowInvalid("this writer is closed")
-        if not await self._messages.write(data):
+        if not await self._messages.write(message):
             # The server has ended the call: its error says why.
             await self._messages.receive_rest()
             raise pa.ArrowInvalid("the server has ended the stream that is being written")

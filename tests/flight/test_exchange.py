@@ -13,6 +13,7 @@ import pytest
 from pyarrow import flight
 
 from resolver._flight_batches import BatchEncoder
+from resolver._flight_wire import decode_data
 from tests.support.threads import Background
 
 pytest.importorskip("grpc")
@@ -62,7 +63,7 @@ def test_what_is_written_is_as_the_options_say(url, options):
 
     batch = pa.record_batch({"n": [1], "d": pa.array(["x"]).dictionary_encode()})
     encoder = BatchEncoder(batch.schema, options)
-    for message in (encoder.begin(), *encoder.encode(batch)):
+    for message in map(decode_data, (encoder.begin(), *encoder.encode(batch))):
         framed = struct.pack("<ii", -1, len(message.header)) + bytes(message.header)
         read = pa.ipc.read_message(pa.py_buffer(framed + bytes(message.body)))
         assert read.metadata_version == options.metadata_version

@@ -41,16 +41,16 @@ UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 def batches(*, padding=b"", cut=None):
     encoder = BatchEncoder(BATCHES[0].schema)
-    yield wire.encode_data(encoder.begin())
+    yield encoder.begin()
     for batch in BATCHES:
-        for data in encoder.encode(batch):
-            yield wire.encode_data(data._replace(body=memoryview(bytes(data.body)[:cut] + padding)))
+        for data in map(wire.decode_data, encoder.encode(batch)):
+            yield wire.encode_data(header=data.header, body=[data.body[:cut], padding])
 
 
 def endless():
     yield from batches()
     while True:
-        yield wire.encode_data(wire.FlightData(*[memoryview(b"")] * 2, memoryview(b"x"), b""))
+        yield wire.encode_data(app_metadata=b"x")
 
 
 STREAMS = {
