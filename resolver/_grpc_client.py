@@ -74,7 +74,7 @@ class FlightServiceClient:
         messages = self._stream("handshake", iter(()), timeout, given)
         for _ in messages:
             pass
-        return bearer_of(*messages.metadata())
+        return bearer_of(*messages.metadata("handshake"))
 
     def list_flights(
         self, criteria: bytes = b"", *, timeout: float | None = None, headers: Any = None
@@ -201,13 +201,8 @@ class FlightServiceClient:
         method, channel = self._method(name)
         call = method(request, timeout=timeout, metadata=as_metadata(headers))
         if isinstance(request, _Requests):
-            add_callback = getattr(call, "add_callback", None)
-            if add_callback is None:
-                # A generator begins when it is read, and nothing reads while batches are written.
-                raise TypeError(
-                    f"an interceptor of {name} returned {type(call).__name__}, not a call: return "
-                    "what continuation() gave, or a wrapper with its methods"
-                )
+            # A generator begins when it is read, and nothing reads while batches are written.
+            add_callback = _method_of(call, "add_callback", name)
             if not add_callback(request.end):  # it has ended already
                 request.end()
         return _Messages(call, channel)
@@ -298,9 +293,11 @@ class _Messages:
             self._end(failure)
             raise failure from None
 
-    def metadata(self) -> tuple[Any, Any]:
-        """What the server sent before its answers and after; the call has ended."""
-        return self._call.initial_metadata(), self._call.trailing_metadata()
+    def metadata(self, name: str) -> tuple[Any, Any]:
+        """What the server sent before its answers and after; the call, of ``name``, has ended."""
+        before = _method_of(self._call, "initial_metadata", name)
+        after = _method_of(self._call, "trailing_metadata", name)
+        return before(), after()
 
     def _end(self, failure: BaseException | None = None) -> None:
         self._ended = True
@@ -315,6 +312,17 @@ class _Messages:
         # Nobody reads it any more; the server need not go on.
         if not self._ended and not sys.is_finalizing():
             _cancel(self._call)
+
+
+def _method_of(call: Any, method: str, name: str) -> Any:
+    """A method of ``call``, of the Flight method ``name``; what interceptors return may lack it."""
+    found = getattr(call, method, None)
+    if found is None:
+        raise TypeError(
+            f"an interceptor of {name} returned {type(call).__name__}, not a call: return "
+            "what continuation() gave, or a wrapper with its methods"
+        )
+    return found
 
 
 def _cancel(call: Any) -> None:

@@ -486,6 +486,13 @@ def test_a_generator_of_an_interceptor_ends_with_its_stream(relayed, handler, ho
     assert handler.ended.wait(30), "the server was not told"
 
 
+def test_a_generator_where_headers_are_read_is_refused(relayed):
+    """It has none."""
+    with pytest.raises(TypeError, match="an interceptor of handshake returned generator"):
+        relayed.client.authenticate_basic_token("anna", "password")
+    assert relayed.client.handshake(b"hello") == [b"hello!"]
+
+
 def test_a_generator_where_batches_are_written_is_refused(relayed):
     """It would begin with the first read, so the writer would wait for ever."""
     with pytest.raises(TypeError, match="an interceptor of do_put returned generator"):
