@@ -64,6 +64,17 @@ static inline int refers_to(PyObject *reference, PyObject *object) {
 /* Hands an owned reference to Cython, which would otherwise take one more. */
 static inline PyObject *give(PyObject *owned) { return owned; }
 
+/* What is in `where`, which is NULL from now on. Two threads never get the same. */
+static inline PyObject *taken_from(PyObject **where) {
+#if MAY_BORROW
+    PyObject *object = *where;
+    *where = NULL;
+    return object;
+#else
+    return __atomic_exchange_n(where, NULL, __ATOMIC_ACQ_REL);
+#endif
+}
+
 /* How `await` gets what a step returns. Until 3.11 it sends to whatever has am_send. From 3.12 on
  * it asks anything but a coroutine for its next item, and the value comes in a StopIteration. */
 #if PY_VERSION_HEX >= 0x030C0000
@@ -120,9 +131,7 @@ static inline int is_unseen(PyObject *stop) {
 
 /* What it was raised with, as a new reference, or NULL; it has none any more. */
 static inline PyObject *taken_value(PyObject *stop) {
-    PyObject *value = ((PyStopIterationObject *)stop)->value;
-    ((PyStopIterationObject *)stop)->value = NULL;
-    return value;
+    return taken_from(&((PyStopIterationObject *)stop)->value);
 }
 
 enum { MOST_KEPT = 64 };

@@ -41,6 +41,7 @@ cdef extern from "_hits.h":
     PyObject *hold(PyObject *) noexcept
     void let_go(PyObject *) noexcept
     object give(PyObject *)
+    PyObject *taken_from(PyObject **) noexcept
     bint MAY_BORROW
     bint STEPS_BY_NEXT
     void raise_stop(PyObject *) noexcept
@@ -97,9 +98,7 @@ cdef class Found:
 
 cdef inline PyObject *taken(PyObject *self) noexcept:
     """The client, no longer owned by `self`; NULL if it was taken before."""
-    cdef PyObject *client = (<Found>self).client
-    (<Found>self).client = NULL
-    return client
+    return taken_from(&(<Found>self).client)
 
 
 cdef end(Found self):

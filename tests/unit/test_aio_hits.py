@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections.abc
+import contextlib
 import gc
 import inspect
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from tests.support.aio import hits_module, run
 from tests.support.implementations import Client, Pending, load
+from tests.support.threads import FREE_THREADED, run_concurrently
 
 URL = "http://10.0.0.7:50051"
 
@@ -224,6 +226,31 @@ def test_a_hit_holds_its_client_only_until_it_was_awaited(router, cache_of, no_g
     del left
     cache._clear()
     assert client() is None
+
+
+@pytest.mark.skipif(not FREE_THREADED, reason="with the GIL, a step is never two threads' at once")
+def test_two_threads_that_step_one_hit_take_one_reference(router, cache_of):
+    client, steps = Client(), 5_000
+    cache = cache_of((URL, client))
+
+    async def look_up():
+        router._routes = (route(asyncio.get_running_loop(), cache),)
+        return [router.get_flight_client_for_url(URL) for _ in range(steps)]
+
+    before = sys.getrefcount(client)
+    found = run(look_up())
+    reached = [0, 0]
+
+    def step(me):
+        for at, each in enumerate(found):
+            reached[me] = at
+            while reached[1 - me] < at:  # so that both are at the same one
+                pass
+            with contextlib.suppress(StopIteration, RuntimeError):
+                next(each)
+
+    run_concurrently([lambda: step(0), lambda: step(1)])
+    assert sys.getrefcount(client) == before
 
 
 def test_throwing_into_a_hit_raises_there(router, cache_of):
