@@ -264,9 +264,12 @@ cdef class LoopRouter:
 
     @_routes.setter
     def _routes(self, tuple routes not None):
-        for loop, caches in routes:
+        for route in routes:
+            loop, caches = route
             # What a hit reads without checking.
-            if type(loop) is not ref or type(caches) is not tuple or not caches:
+            if type(route) is not tuple or type(loop) is not ref:
+                raise TypeError("a route is (weakref.ref, (weakref.ref, ...))")
+            if type(caches) is not tuple or not caches:
                 raise TypeError("a route is (weakref.ref, (weakref.ref, ...))")
             for cache in caches:
                 if type(cache) is not ref or not isinstance(cache(), (ClientCache, type(None))):

@@ -386,6 +386,7 @@ def test_a_cache_that_is_gone_misses(router, cache_of):
         ((None, ()),),
         ((weakref.ref(Client), ()),),
         ((weakref.ref(Client), (None,)),),
+        ([weakref.ref(Client), (weakref.ref(Client),)],),
         ((weakref.ref(Client), (weakref.ref(Client),)),),
     ],
 )
