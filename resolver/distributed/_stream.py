@@ -69,7 +69,7 @@ class ResultStream(datafusion.RecordBatchStream):
             try:
                 return await super().__anext__()
             except StopAsyncIteration:
-                self._head.close()
+                await asyncio.to_thread(self._head.close)
                 if self._ahead is None:
                     raise
             self._enter(await asyncio.wrap_future(self._ahead))

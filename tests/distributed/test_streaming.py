@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -193,7 +194,9 @@ class Head:
         return datafusion.SessionContext().sql(f"SELECT {self._row} AS a").execute_stream()
 
     def close(self):
-        pass
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop()
+            raise AssertionError("it may wait for workers, and an event loop waits with it")
 
 
 def test_giving_up_the_wait_for_a_piece_loses_no_row():
