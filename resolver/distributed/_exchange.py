@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shutil
 import threading
 import time
@@ -22,7 +23,6 @@ from ._partition import PartitionWriter, StoredPartition, read
 from ._wire import UnknownOutputError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
@@ -79,6 +79,7 @@ class Exchange:
     ) -> None:
         if quota is not None and quota < 1:
             raise ValueError(f"exchange_quota is {quota} bytes; it must be above 0, or None")
+        self._owner = os.getpid()
         self._directory = LockedDirectory("exchange", base)
         self._abandoned_after = abandoned_after
         self._quota = quota
@@ -211,6 +212,8 @@ class Exchange:
 
         Idempotent, and remembered, so that a task which arrives late is refused.
         """
+        if os.getpid() != self._owner:
+            return  # a forked child that drops what it inherited; it is the parent's
         with self._lock:
             entry = self._forget_locked(query)
         if entry is not None:

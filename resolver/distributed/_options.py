@@ -54,7 +54,7 @@ class DistributedOptions:
         64 * MIB,
         "Bytes. A query that only filters and projects files, when it is read as a stream, is "
         "run in pieces that read about this many bytes of files each: the first rows come early, "
-        "and the next piece is computed while one is read. 0: as a whole.",
+        "and the next piece is computed while one is read. At most 256 pieces. 0: as a whole.",
     )
     inline_limit: int = _option(  # type: ignore[assignment]
         64 * MIB,

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["piece_count", "pieces"]
 
+# No union: its inputs may have other schemas than it has.
 _ROW_WISE: Final = frozenset(
-    {"buffer", "coalesce_batches", "cooperative", "filter", "projection", "union", "unnest"}
+    {"buffer", "coalesce_batches", "cooperative", "filter", "projection", "unnest"}
 )
 _MOST_PIECES: Final = 256
 """More would be planned for no use: each costs milliseconds."""
@@ -71,6 +72,6 @@ def _is_row_wise(plan: DistributedPlan) -> bool:
 
 def _is_row_wise_node(tree: Tree) -> bool:
     # A limit may stand in any node, and counts rows. A path may merely look like one.
-    if "fetch=" in tree.line or "limit=" in tree.line:
+    if tree.node.fetch is not None or "fetch=" in tree.line or "limit=" in tree.line:
         return False
     return tree.kind in _ROW_WISE or tree.node.is_scan

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 import threading
 import weakref
-from collections import deque
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import datafusion
+
+from resolver._errors import ForkedProcessError
 
 from ._errors import DistributedError
 from ._report import RunReport
@@ -47,43 +49,74 @@ class ResultStream(datafusion.RecordBatchStream):
     """
 
     def __init__(self, head: HeadRun, rest: Sequence[tuple[DistributedPlan, Runner]] = ()) -> None:
-        self._rest = deque(rest)
-        self._lost: frozenset[str] = frozenset()
+        self._process = os.getpid()
         self._dropped = threading.Event()
-        self._ahead: Future[HeadRun] | None = None
         weakref.finalize(self, self._dropped.set).atexit = False
-        self._enter(head)
+        self._at = self._place(head, tuple(rest), frozenset())
+
+    @property
+    def rbs(self) -> Any:
+        """What the base reads."""
+        return self._at.rows
 
     def __next__(self) -> Any:
         while True:
             try:
                 return super().__next__()
             except StopIteration:
-                self._head.close()
-                if self._ahead is None:
+                self._at.head.close()
+                if self._at.ahead is None:
                     raise
-            self._enter(self._ahead.result())
+            self._check_process()
+            self._enter(self._at.ahead.result())
 
     async def __anext__(self) -> Any:
         while True:
             try:
                 return await super().__anext__()
             except StopAsyncIteration:
-                await asyncio.to_thread(self._head.close)
-                if self._ahead is None:
+                await asyncio.to_thread(self._at.head.close)
+                if self._at.ahead is None:
                     raise
-            self._enter(await asyncio.wrap_future(self._ahead))
+            self._check_process()
+            self._enter(await asyncio.wrap_future(self._at.ahead))
 
     def _enter(self, head: HeadRun) -> None:
-        """Read ``head`` from now on, and have the piece after it computed meanwhile."""
-        self._head = head
-        self._lost |= head.lost
-        self._ahead = None
-        super().__init__(head.stream().rbs)
-        if self._rest:
-            plan, run = self._rest.popleft()
-            left = tuple(worker for worker in plan.workers if worker.url not in self._lost)
-            self._ahead = _computed(replace(plan, workers=left or plan.workers), run, self._dropped)
+        """Go on to the next piece; as one step, so that whatever is raised, none is left out."""
+        self._at = self._place(head, self._at.rest, self._at.lost)
+
+    def _place(
+        self,
+        head: HeadRun,
+        rest: tuple[tuple[DistributedPlan, Runner], ...],
+        lost: frozenset[str],
+    ) -> _Place:
+        """Before the first row of ``head``, with the first of the ``rest`` under way."""
+        rows = head.stream().rbs
+        lost |= head.lost
+        if not rest:
+            return _Place(head, rows, None, (), lost)
+        (plan, run), *later = rest
+        left = tuple(worker for worker in plan.workers if worker.url not in lost)
+        ahead = _computed(replace(plan, workers=left or plan.workers), run, self._dropped)
+        return _Place(head, rows, ahead, tuple(later), lost)
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise ForkedProcessError(
+                "the result of the query is computed in the process that this one was forked "
+                "from; run the query in here, in a process started with spawn or forkserver"
+            )
+
+
+class _Place(NamedTuple):
+    """Where a stream is: the piece that is read, and what comes after it."""
+
+    head: HeadRun
+    rows: Any
+    ahead: Future[HeadRun] | None
+    rest: tuple[tuple[DistributedPlan, Runner], ...]
+    lost: frozenset[str]
 
 
 _computing: Final[dict[threading.Thread, threading.Event]] = {}
@@ -111,7 +144,11 @@ def _computed(plan: DistributedPlan, run: Runner, dropped: threading.Event) -> F
 
     thread = threading.Thread(target=compute, name="piece", daemon=True)
     _computing[thread] = dropped
-    thread.start()
+    try:
+        thread.start()
+    except BaseException:
+        del _computing[thread]
+        raise
     return future
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -373,3 +374,17 @@ def test_a_directory_that_reads_as_a_pattern_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match="TMPDIR"):
         Exchange(tmp_path / name)
     assert names(tmp_path) == []
+
+
+def test_a_forked_child_removes_nothing_of_its_parent(tmp_path, monkeypatch):
+    exchange = Exchange(tmp_path)
+    with exchange.task(KEY) as directory:
+        (directory / "file").touch()
+        exchange.publish(KEY, ())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: 1)
+        exchange.release(QUERY)
+    assert (directory / "file").exists()
+    exchange.release(QUERY)
+    assert not directory.exists()
+    exchange.close()

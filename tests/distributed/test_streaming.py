@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from resolver.distributed import LocalCluster, SessionStateBuilder, TaskFailedError
+from resolver import ForkedProcessError
+from resolver.distributed import LocalCluster, SessionStateBuilder, TaskFailedError, _stream
 from resolver.distributed._calls import worker_info
 from resolver.distributed._options import DistributedOptions
 from resolver.distributed._pieces import piece_count, pieces
@@ -31,7 +32,6 @@ ROW_WISE = {
     "all": "SELECT * FROM t",
     "filter and project": "SELECT a + 1 AS more, s FROM t WHERE a % 3 = 0",
     "no columns": "SELECT 1 AS one FROM t WHERE a > 10",
-    "union": "SELECT a FROM t UNION ALL SELECT a FROM t WHERE a < 100",
     "unnest": "SELECT unnest([a, a + 1]) AS x FROM t",
     "nothing": "SELECT a FROM t WHERE a < 0",
 }
@@ -42,6 +42,7 @@ NOT_ROW_WISE = {
     "group": "SELECT s, count(*) FROM t GROUP BY s",
     "distinct": "SELECT DISTINCT s FROM t",
     "join": "SELECT t.a FROM t JOIN t AS u ON t.a = u.a",
+    "union": "SELECT a FROM t UNION ALL SELECT a FROM t WHERE a < 100",
     "window": "SELECT a, row_number() OVER (ORDER BY a) AS n FROM t",
 }
 
@@ -144,10 +145,10 @@ def test_a_reader_that_stops_holds_up_what_comes_after_the_next_piece(cluster, t
     stream = session.sql(ROW_WISE["all"]).execute_stream()
     found = counted([next(stream)])
     # The piece that is read, and the one that is computed meanwhile: neither asks for more.
-    stream._ahead.result(20)
+    stream._at.ahead.result(20)
     asked = len(resolver.asked)
     assert len(names(session._shared.exchange().path)) == 1 + 2  # .lock, and two queries
-    assert stream._rest
+    assert stream._at.rest
     found += counted(stream)
     assert len(resolver.asked) > asked
     assert found == expected(table, ROW_WISE["all"])
@@ -218,6 +219,44 @@ def test_giving_up_the_wait_for_a_piece_loses_no_row():
     assert asyncio.run(read()) == Counter([(1,), (2,)])
 
 
+class Unreadable(Head):
+    """Cannot be read the first time."""
+
+    fails = True
+
+    def stream(self):
+        if self.fails:
+            self.fails = False
+            raise RuntimeError("cannot be read")
+        return super().stream()
+
+
+@pytest.mark.parametrize("what", ["the head", "the thread"])
+def test_no_piece_is_left_out_after_an_error_between_two(monkeypatch, what):
+    heads = iter([Unreadable(2) if what == "the head" else Head(2), Head(3)])
+    plan = DistributedPlan(None, (), DistributedOptions(), None)
+    stream = ResultStream(Head(1), [(plan, lambda _plan, **_: next(heads))] * 2)
+    found = counted([next(stream)])
+    with monkeypatch.context() as patch:
+        if what == "the thread":
+            patch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError))
+        with pytest.raises(RuntimeError):
+            next(stream)
+    assert found + counted(stream) == Counter([(1,), (2,), (3,)])
+    eventually(lambda: not _stream._computing)
+
+
+def test_a_forked_child_does_not_wait_for_what_its_parent_computes(monkeypatch):
+    plan = DistributedPlan(None, (), DistributedOptions(), None)
+    stream = ResultStream(Head(1), [(plan, lambda _plan, **_: Head(2))])
+    next(stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: 1)
+        with pytest.raises(ForkedProcessError, match="spawn"):
+            next(stream)
+    assert counted(stream) == Counter([(2,)])
+
+
 def test_arrow_consumers_stream_too(session, table):
     reader = pa.RecordBatchReader.from_stream(session.sql(ROW_WISE["filter and project"]))
     found = Counter(tuple(row.values()) for batch in reader for row in batch.to_pylist())
@@ -237,7 +276,7 @@ def test_a_dropped_stream_ends_the_piece_that_runs_ahead(cluster, session):
     session.sql(SMALL_BATCHES).collect()
     stream = session.sql(SLOW).execute_stream()
     next(stream)
-    ahead = stream._ahead
+    ahead = stream._at.ahead
     del stream
     assert "dropped before its end" in str(ahead.exception(20))
     del ahead
