@@ -45,7 +45,8 @@ def pieces(plan: DistributedPlan, count: int) -> list[DistributedPlan]:
         return [plan]
     stage = _only_stage(plan)
     slots = sum(worker.slots for worker in plan.workers)
-    count = min(count, math.ceil(stage.tree.partitions / slots))
+    # No partition is left if the files are gone since their bytes were counted.
+    count = max(1, min(count, math.ceil(stage.tree.partitions / slots)))
     return list(_cut(plan, stage, count))
 
 

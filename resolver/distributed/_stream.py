@@ -147,7 +147,7 @@ def _computed(plan: DistributedPlan, run: Runner, dropped: threading.Event) -> F
     try:
         thread.start()
     except BaseException:
-        del _computing[thread]
+        _computing.pop(thread, None)  # it may have started, and ended, before an interrupt
         raise
     return future
 

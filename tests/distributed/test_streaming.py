@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 from collections import Counter
+from dataclasses import replace
 
 import datafusion
 import pyarrow as pa
@@ -109,6 +110,15 @@ def test_what_is_more_than_row_wise_is_run_as_a_whole(session, table, name):
 def test_a_plan_of_another_shape_is_not_cut(session):
     whole = session.sql(NOT_ROW_WISE["group"]).distributed_plan()
     assert pieces(whole, 5) == [whole]
+
+
+def test_a_scan_that_has_become_empty_is_one_piece(session):
+    plan = session.sql(ROW_WISE["all"]).distributed_plan()
+    (stage,) = plan.stages
+    nothing = replace(stage.tree, node=stage.tree.node.with_file_groups([]))
+    head = replace(plan.head.tree, source=replace(stage, tree=nothing))
+    (piece,) = pieces(replace(plan, head=replace(plan.head, tree=head)), 5)
+    assert piece.head.tree.source.tree is nothing
 
 
 def test_pieces_have_about_the_bytes_that_were_asked_for(cluster, table):
