@@ -57,8 +57,12 @@ cdef extern from "_platform.h":
     int64_t add_and_get(int64_t *, int64_t) noexcept
     int64_t monotonic_now() noexcept
     Py_hash_t exact_str_hash(PyObject *) except -1
-    Py_hash_t known_hash(PyObject *) noexcept
-    bint exact_str_equal(PyObject *, PyObject *) noexcept
+    ctypedef struct Key
+    Key *new_key(PyObject *) noexcept
+    void free_key(Key *) noexcept
+    PyObject *text_of(Key *) noexcept
+    Py_hash_t hash_of(Key *) noexcept
+    bint key_is(Key *, PyObject *, Py_hash_t) noexcept
     object give(PyObject *)
     int fork_generation
     int watch_forks() noexcept
@@ -82,9 +86,9 @@ cdef struct Entry:
     PyObject *live          # the client while callers may have it, else NULL
     int64_t used            # last lookup by another spelling; if failed: remembered until (ns)
     PyObject *client        # the reference that `live` borrows
-    PyObject *key           # canonical URL
+    Key *key                # canonical URL
     PyObject *pending       # the shared connect while connecting or failed
-    PyObject **aliases      # MAX_ALIASES other spellings, or NULL
+    Key **aliases           # MAX_ALIASES other spellings, or NULL
     Entry *next             # in a chain of displaced entries
     int64_t references      # slots that point here, and pins
     int alias_count
@@ -92,7 +96,7 @@ cdef struct Entry:
     State state
 
 cdef struct Slot:           # 32 bytes: a hit on a home slot reads no more than this
-    PyObject *key           # borrowed from the entry, hash known; NULL: the slot is empty
+    Key *key                # the entry's; NULL: the slot is empty
     PyObject *live          # of a home slot: as in the entry; NULL in those of other spellings
     int64_t used            # of a home slot: last lookup through it
     Entry *entry
@@ -125,16 +129,14 @@ cdef inline int lock_number(Stripe *stripe, Stripe *first) noexcept:
     return <int>(stripe - first) & (STRIPES - 1)
 
 
-cdef inline Slot *find(Stripe *stripe, PyObject *key, Py_hash_t hash) noexcept:
+cdef inline Slot *find(Stripe *stripe, PyObject *text, Py_hash_t hash) noexcept:
     cdef size_t at = <size_t>hash & stripe.mask
     cdef Slot *slot
     while True:
         slot = &stripe.slots[at]
-        if slot.key == key:
-            return slot
         if slot.key == NULL:
             return NULL
-        if known_hash(slot.key) == hash and exact_str_equal(slot.key, key):
+        if key_is(slot.key, text, hash):
             return slot
         at = (at + 1) & stripe.mask
 
@@ -144,27 +146,27 @@ cdef inline int64_t last_used(Slot *home) noexcept:
 
 
 cdef void place(Slot *slots, size_t mask, Slot what) noexcept:
-    cdef size_t at = <size_t>known_hash(what.key) & mask
+    cdef size_t at = <size_t>hash_of(what.key) & mask
     while slots[at].key != NULL:
         at = (at + 1) & mask
     slots[at] = what
 
 
-cdef bint insert_locked(Stripe *stripe, PyObject *key, Entry *entry) noexcept:
+cdef bint insert_locked(Stripe *stripe, Key *key, Entry *entry) noexcept:
     """Adds a slot whose key is absent; False when there is no memory for it."""
     cdef size_t capacity = stripe.mask + 1, larger, at
     cdef Slot *slots
     cdef Slot what
     if (stripe.used + 1) * 2 > capacity:
         larger = FIRST_CAPACITY if stripe.slots == &NO_SLOTS else capacity * 2
-        slots = <Slot *>PyMem_RawCalloc(larger, sizeof(Slot))
+        slots = <Slot *>on_own_lines(larger * sizeof(Slot))
         if slots == NULL:
             return False
         for at in range(capacity):
             if stripe.slots[at].key != NULL:
                 place(slots, larger - 1, stripe.slots[at])
         if stripe.slots != &NO_SLOTS:
-            PyMem_RawFree(stripe.slots)
+            free(stripe.slots)
         stripe.slots = slots
         stripe.mask = larger - 1
     what.key = key
@@ -184,7 +186,7 @@ cdef void remove_locked(Stripe *stripe, Slot *slot) noexcept:
         at = (at + 1) & mask
         if stripe.slots[at].key == NULL:
             break
-        wanted = <size_t>known_hash(stripe.slots[at].key) & mask
+        wanted = <size_t>hash_of(stripe.slots[at].key) & mask
         if ((at - wanted) & mask) >= ((at - hole) & mask):
             stripe.slots[hole] = stripe.slots[at]
             hole = at
@@ -196,14 +198,16 @@ cdef void remove_locked(Stripe *stripe, Slot *slot) noexcept:
 
 cdef Entry *new_entry(str key, int lane, object pending) except NULL:
     cdef Entry *entry = <Entry *>PyMem_RawCalloc(1, sizeof(Entry))
-    if entry == NULL:
+    cdef Key *owned = new_key(<PyObject *>key)
+    if entry == NULL or owned == NULL:
+        PyMem_RawFree(entry)
+        free_key(owned)
         raise MemoryError
-    entry.key = <PyObject *>key
+    entry.key = owned
     entry.pending = <PyObject *>pending
     entry.lane = lane
     entry.state = CONNECTING
     entry.references = 1
-    Py_INCREF(entry.key)
     Py_INCREF(entry.pending)
     return entry
 
@@ -211,11 +215,11 @@ cdef Entry *new_entry(str key, int lane, object pending) except NULL:
 cdef void free_entry(Entry *entry) noexcept:
     """Runs finalizers of what it drops; never under a lock."""
     cdef int at
-    Py_XDECREF(entry.key)
+    free_key(entry.key)
     Py_XDECREF(entry.pending)
     Py_XDECREF(entry.client)
     for at in range(entry.alias_count):
-        Py_XDECREF(entry.aliases[at])
+        free_key(entry.aliases[at])
     PyMem_RawFree(entry.aliases)
     PyMem_RawFree(entry)
 
@@ -446,34 +450,36 @@ cdef class ClientCache:
         cdef Stripe *stripe = self._stripe(other_hash, lane)
         cdef Entry *entry = NULL
         cdef Entry *stale = NULL
-        cdef PyObject *owned = <PyObject *>spelling
+        cdef Key *owned = new_key(<PyObject *>spelling)
         cdef Slot *slot
         cdef int at
+        if owned == NULL:
+            raise MemoryError
         self._lock(home)
         slot = find(home, <PyObject *>key, hash)
         if slot != NULL and slot.entry.live == <PyObject *>client:
             entry = slot.entry
             if entry.aliases == NULL:
-                entry.aliases = <PyObject **>PyMem_RawCalloc(MAX_ALIASES, sizeof(PyObject *))
+                entry.aliases = <Key **>PyMem_RawCalloc(MAX_ALIASES, sizeof(Key *))
             for at in range(entry.alias_count):
-                if exact_str_equal(entry.aliases[at], owned):
+                if key_is(entry.aliases[at], <PyObject *>spelling, other_hash):
                     entry = NULL
                     break
             if entry != NULL and (entry.aliases == NULL or entry.alias_count == MAX_ALIASES):
                 entry = NULL
             if entry != NULL:
-                Py_INCREF(owned)
                 entry.aliases[entry.alias_count] = owned
                 entry.alias_count += 1
                 add_and_get(&entry.references, 1)
         self._unlock(home)
         if entry == NULL:
+            free_key(owned)
             return
         # The pin above becomes the slot's reference. An entry that died in between is
         # not added: whoever unlinked it may already have passed by this stripe.
         self._lock(stripe)
         if get_acquire(&entry.live) != NULL:
-            slot = find(stripe, owned, other_hash)
+            slot = find(stripe, <PyObject *>spelling, other_hash)
             if slot != NULL:
                 stale = slot.entry
                 slot.entry = entry
@@ -565,8 +571,8 @@ cdef class ClientCache:
                 for at in range(stripe.mask + 1):
                     entry = stripe.slots[at].entry
                     if entry != NULL and entry.key == stripe.slots[at].key and entry.state == LIVE:
-                        Py_INCREF(entry.key)
-                        found[count] = entry.key
+                        found[count] = text_of(entry.key)
+                        Py_INCREF(found[count])
                         count += 1
             self._unlock(stripe)
             if found == NULL:
@@ -660,8 +666,8 @@ cdef class ClientCache:
                     continue
                 entry = slot.entry
                 slots += 1
-                hash = exact_str_hash(slot.key)
-                assert find(stripe, slot.key, hash) == slot, "a slot out of its probe run"
+                hash = hash_of(slot.key)
+                assert find(stripe, text_of(slot.key), hash) == slot, "a slot out of its probe run"
                 assert self._stripe(hash, entry.lane) == stripe, "a slot in a wrong stripe"
                 assert entry.state != DEAD, "a dead entry has a slot"
                 seen, _ = references.get(<size_t>entry, (0, 0))
@@ -703,11 +709,11 @@ cdef class ClientCache:
 
     @cython.final
     cdef int _allocate(self, int lanes) except -1:
-        cdef Stripe *stripes = <Stripe *>PyMem_RawCalloc(lanes * STRIPES, sizeof(Stripe))
+        cdef Stripe *stripes = <Stripe *>on_own_lines(lanes * STRIPES * sizeof(Stripe))
         cdef Reader *readers = <Reader *>on_own_lines(READERS * sizeof(Reader))
         cdef int index
         if stripes == NULL or readers == NULL:
-            PyMem_RawFree(stripes)
+            free(stripes)
             free(readers)
             raise MemoryError
         for index in range(lanes * STRIPES):
@@ -724,8 +730,8 @@ cdef class ClientCache:
         cdef int index
         for index in range(self.lanes * STRIPES if self.stripes != NULL else 0):
             if self.stripes[index].slots != &NO_SLOTS:
-                PyMem_RawFree(self.stripes[index].slots)
-        PyMem_RawFree(self.stripes)
+                free(self.stripes[index].slots)
+        free(self.stripes)
         free(self.readers)
         self.stripes = NULL
         self.readers = NULL
@@ -805,10 +811,10 @@ cdef class ClientCache:
             entry = gone
             gone = entry.next
             for at in range(entry.alias_count):
-                hash = exact_str_hash(entry.aliases[at])
+                hash = hash_of(entry.aliases[at])
                 stripe = self._stripe(hash, entry.lane)
                 self._lock(stripe)
-                slot = find(stripe, entry.aliases[at], hash)
+                slot = find(stripe, text_of(entry.aliases[at]), hash)
                 found = slot != NULL and slot.entry == entry
                 if found:
                     remove_locked(stripe, slot)
@@ -842,7 +848,7 @@ cdef class ClientCache:
         cdef int64_t age, oldest_age = 0, seen = 0, count = self.lanes * STRIPES, index
         cdef int64_t now = monotonic_now() + self.skew_ns
         cdef int64_t cursor = add_and_get(&self.eviction_cursor, 1)
-        cdef Py_hash_t hash
+        cdef Py_hash_t hash = exact_str_hash(<PyObject *>newest)
         cdef size_t at
         for index in range(count):
             stripe = &self.stripes[(cursor + index) % count]
@@ -853,7 +859,7 @@ cdef class ClientCache:
                 if entry == NULL or stripe.slots[at].key != entry.key or entry.state == CONNECTING:
                     continue
                 seen += 1
-                if entry.lane == lane and exact_str_equal(entry.key, <PyObject *>newest):
+                if entry.lane == lane and key_is(entry.key, <PyObject *>newest, hash):
                     continue
                 # A remembered failure goes before any client.
                 age = NEVER if entry.state == FAILED else now - last_used(&stripe.slots[at])
@@ -869,10 +875,10 @@ cdef class ClientCache:
                 break
         if oldest == NULL:
             return False
-        hash = exact_str_hash(oldest.key)
+        hash = hash_of(oldest.key)
         stripe = self._stripe(hash, oldest.lane)
         self._lock(stripe)
-        slot = find(stripe, oldest.key, hash)
+        slot = find(stripe, text_of(oldest.key), hash)
         if slot != NULL and slot.entry == oldest:
             # Claimed first, so that two threads never make the same room twice; `_make_room`
             # looks again afterwards, for those who counted meanwhile.

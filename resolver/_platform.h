@@ -49,12 +49,61 @@ static inline int exact_str_equal(PyObject *a, PyObject *b) {
 /* Hands an owned reference to Cython, which would otherwise take one more. */
 static inline PyObject *give(PyObject *owned) { return owned; }
 
-/* Zeroed memory that starts on a cache line; freed with free(). */
+/* Zeroed memory that shares no cache line; freed with free(). Lines count in pairs: some
+ * processors fetch the neighbour along with the one that is wanted. */
 static inline void *on_own_lines(size_t size) {
     void *memory = NULL;
-    if (posix_memalign(&memory, 64, size) != 0) return NULL;
+    size = (size + 127) & ~(size_t)127;
+    if (posix_memalign(&memory, 128, size) != 0) return NULL;
     return memset(memory, 0, size);
 }
+
+/* A spelling of a URL that the cache holds.
+ *
+ * With the GIL, the str itself. Without it, a copy on lines of its own: next to a str that a
+ * caller made lie others that threads count their references to, and two threads that only
+ * read the one would wait for whoever writes to the other. */
+#ifdef Py_GIL_DISABLED
+typedef struct {
+    PyObject *text;
+    Py_hash_t hash;
+    Py_ssize_t length;
+    int kind;
+    char data[];
+} Key;
+static inline Key *new_key(PyObject *text) {
+    size_t size = (size_t)PyUnicode_GET_LENGTH(text) * (size_t)PyUnicode_KIND(text);
+    Key *key = on_own_lines(sizeof(Key) + size);
+    if (key == NULL) return NULL;
+    key->text = Py_NewRef(text);
+    key->hash = exact_str_hash(text);
+    key->length = PyUnicode_GET_LENGTH(text);
+    key->kind = (int)PyUnicode_KIND(text);
+    memcpy(key->data, PyUnicode_DATA(text), size);
+    return key;
+}
+static inline void free_key(Key *key) {
+    if (key != NULL) Py_DECREF(key->text);
+    free(key);
+}
+static inline PyObject *text_of(Key *key) { return key->text; }
+static inline Py_hash_t hash_of(Key *key) { return key->hash; }
+static inline int key_is(Key *key, PyObject *text, Py_hash_t hash) {
+    return key->text == text
+           || (key->hash == hash && key->length == PyUnicode_GET_LENGTH(text)
+               && key->kind == (int)PyUnicode_KIND(text)
+               && memcmp(key->data, PyUnicode_DATA(text), (size_t)key->length * key->kind) == 0);
+}
+#else
+typedef PyObject Key;
+#define new_key(text) Py_NewRef(text)
+#define free_key(key) Py_XDECREF(key)
+#define text_of(key) (key)
+#define hash_of(key) known_hash(key)
+static inline int key_is(Key *key, PyObject *text, Py_hash_t hash) {
+    return key == text || (known_hash(key) == hash && exact_str_equal(key, text));
+}
+#endif
 
 /* Counts the forks between the first process and this one, C-level forks included. */
 static int fork_generation = 0;
