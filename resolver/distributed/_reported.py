@@ -18,18 +18,29 @@ if TYPE_CHECKING:
     from ._dataframe import DataFrame
     from ._report import Progress, RunReport
 
-__all__ = ["start"]
+__all__ = ["start", "stream"]
 
 
-def start(
-    frame: DataFrame, progress: Callable[[Progress], object] | None = None
-) -> tuple[datafusion.RecordBatchStream, RunReport | None]:
+def start(frame: DataFrame) -> tuple[datafusion.RecordBatchStream, RunReport | None]:
     """Run the stages of ``frame``; its rows, and how they were made.
 
-    ``progress`` may be called by several threads at once. No report:
-    the query runs on a single node, while its rows are read.
+    No report: the query runs on a single node, while its rows are read.
     """
-    run = frame._session._start(frame, progress)
+    run = frame._session._start(frame)
     if run is None:
         return datafusion.DataFrame.execute_stream(frame), None
     return ResultStream(run), run.report
+
+
+def stream(
+    frame: DataFrame, progress: Callable[[Progress], object] | None = None
+) -> tuple[datafusion.RecordBatchStream, bool]:
+    """The rows of ``frame`` as they come, and whether workers make them.
+
+    ``progress`` is told how what comes before the first row comes along; it may be called
+    by several threads at once.
+    """
+    rows = frame._session._stream(frame, progress)
+    if rows is None:
+        return datafusion.DataFrame.execute_stream(frame), False
+    return rows, True

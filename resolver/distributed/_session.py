@@ -244,7 +244,11 @@ class SessionContext(datafusion.SessionContext):
         report = RunReport(progress=progress, planning_seconds=time.monotonic() - started)
         return self._runner(headers)(planned, report=report)
 
-    def _stream(self, frame: datafusion.DataFrame) -> ResultStream | None:
+    def _stream(
+        self,
+        frame: datafusion.DataFrame,
+        progress: Callable[[Progress], object] | None = None,
+    ) -> ResultStream | None:
         """The rows of ``frame`` from workers, as they come; ``None``: not distributed."""
         headers = self.state.passthrough_headers()
         planned = self._distribute(frame, headers)
@@ -256,7 +260,7 @@ class SessionContext(datafusion.SessionContext):
             if isinstance(finer, DistributedPlan):
                 plans = pieces(finer, count)
         runner = self._runner(headers)
-        head = runner(plans[0], report=RunReport())
+        head = runner(plans[0], report=RunReport(progress=progress))
         return ResultStream(head, [(plan, runner) for plan in plans[1:]])
 
     def _runner(self, headers: Mapping[str, str]) -> Runner:

@@ -26,7 +26,7 @@ from ._named_tables import NamedTable
 from ._output import FORMATS, format_of, table_text, write
 from ._planner import DistributedPhysicalOptimizerRule
 from ._progress import ProgressLine
-from ._reported import start
+from ._reported import stream
 from ._session import SessionContext
 from ._stage import SingleNodePlan
 from ._state import SessionStateBuilder
@@ -196,13 +196,13 @@ class _Runner:
             sink.write(f"{text}\n{count}{clipped} in {seconds}{where}\n".encode())
 
     def _start(self, frame: DataFrame) -> tuple[Iterator[pa.RecordBatch], bool]:
-        """The rows of ``frame``, its stages having run, if there are any on workers."""
+        """The rows of ``frame`` as they come, and whether they come from workers."""
         if self._request.progress:
             with contextlib.closing(ProgressLine(sys.stderr)) as line:
-                stream, report = start(frame, line)
+                rows, is_distributed = stream(frame, line)
         else:
-            stream, report = start(frame)
-        return (batch.to_pyarrow() for batch in stream), report is not None
+            rows, is_distributed = stream(frame)
+        return (batch.to_pyarrow() for batch in rows), is_distributed
 
     @contextlib.contextmanager
     def _sink(self) -> Iterator[IO[bytes]]:

@@ -22,9 +22,10 @@ import trustme
 
 import resolver
 from resolver.cli import main
-from resolver.distributed import Worker, _sql
+from resolver.distributed import Worker, _session, _sql
 from resolver.distributed._named_tables import NamedTable
 from resolver.distributed._output import table_text, write
+from resolver.distributed._pieces import pieces
 from resolver.distributed._statements import split
 from tests.support.distributed import eventually, names
 
@@ -748,6 +749,18 @@ def test_progress_is_shown_on_a_terminal_and_gone_at_the_end(tpch):
     assert b"customers" in done.stdout
     assert "stage " in shown
     assert shown.endswith(" \r")
+
+
+def test_a_scan_is_printed_in_pieces(capfd, monkeypatch, tpch):
+    """Otherwise the workers would keep all of it before the first row is printed."""
+    arguments = ["--workers", "1", *tables(tpch, "lineitem"), "--output", "csv"]
+    arguments += ["SELECT l_orderkey FROM lineitem"]
+    whole = run(capfd, *arguments)[1]
+    cut = []
+    monkeypatch.setattr(_session, "piece_count", lambda _: 2)
+    monkeypatch.setattr(_session, "pieces", lambda *asked: cut.extend(pieces(*asked)) or cut)
+    assert sorted(run(capfd, *arguments)[1].split()) == sorted(whole.split())
+    assert len(cut) == 2
 
 
 def test_a_terminal_without_unicode_still_gets_the_plan(tpch):
