@@ -89,6 +89,7 @@ class BatchEncoder:
         )
         self._schema = schema
         self._options = options
+        self._is_torn = False
 
     def begin(self, descriptor: bytes = b"") -> bytes:
         """The message that opens the stream."""
@@ -100,20 +101,31 @@ class BatchEncoder:
         header, body = next(_messages(written))
         return encode_data(descriptor=descriptor, header=header, body=body)
 
-    def encode(self, batch: pa.RecordBatch, app_metadata: bytes = b"") -> list[bytes]:
+    def encode(self, batch: pa.RecordBatch, app_metadata: bytes = b"") -> Iterator[bytes]:
         """The messages of ``batch``: new dictionaries, then itself with ``app_metadata``.
 
-        Each is a copy: the batch may change afterwards.
+        Each is a copy: the batch may change once it is there. Raises ``pyarrow.ArrowInvalid``
+        if a batch before this one was left with dictionaries that were not taken.
         """
-        self._writer.write_batch(batch)
+        if self._is_torn:
+            raise pa.ArrowInvalid(
+                "an earlier batch was sent in part, and this one would be read with its "
+                "dictionaries; begin a new stream"
+            )
+        self._is_torn = True
+        try:
+            self._writer.write_batch(batch)
+        except pa.ArrowInvalid:
+            self._is_torn = not self._written.is_empty()  # it may have another schema
+            raise
         # pyarrow writes the schema with the first batch.
         *dictionaries, (header, body) = (
             each for each in _messages(self._written) if _kind_and_size(each[0])[0] != _SCHEMA
         )
-        return [
-            *(encode_data(header=header, body=body) for header, body in dictionaries),
-            encode_data(header=header, app_metadata=app_metadata, body=body),
-        ]
+        for dictionary_header, dictionary_body in dictionaries:
+            yield encode_data(header=dictionary_header, body=dictionary_body)
+        self._is_torn = False
+        yield encode_data(header=header, app_metadata=app_metadata, body=body)
 
 
 def metadata_only(app_metadata: bytes, descriptor: bytes = b"") -> bytes:
@@ -176,6 +188,9 @@ class _Pieces:
             taken.append(piece)
             count -= len(piece)
         return taken
+
+    def is_empty(self) -> bool:
+        return not self._pieces
 
     def readable(self) -> bool:
         return True

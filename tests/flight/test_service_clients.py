@@ -522,6 +522,27 @@ def test_a_body_is_copied_once_when_it_is_written():
     assert batch.nbytes < len(message) < peak < 1.01 * batch.nbytes
 
 
+def test_what_follows_a_batch_that_was_sent_in_part_is_refused():
+    """It would be read with the dictionaries of the one before."""
+    first, second, third = (
+        pa.record_batch({"d": pa.array([text]).dictionary_encode()}) for text in "abb"
+    )
+    encoder = BatchEncoder(first.schema)
+    assert len(list(encoder.encode(first))) == 2
+    next(encoder.encode(second))  # and whoever sends it was interrupted
+    with pytest.raises(pa.ArrowInvalid, match="begin a new stream"):
+        next(encoder.encode(third))
+
+
+def test_a_batch_of_another_schema_does_not_end_the_stream():
+    batch = pa.record_batch({"d": pa.array(["a"]).dictionary_encode()})
+    encoder = BatchEncoder(batch.schema)
+    for _ in range(2):
+        with pytest.raises(pa.ArrowInvalid, match="schema"):
+            next(encoder.encode(pa.record_batch({"n": [1]})))
+        assert list(encoder.encode(batch))
+
+
 def test_a_batch_that_changes_once_it_is_written_was_sent_as_it_was():
     memory = bytearray(8)
     batch = pa.record_batch(
