@@ -128,6 +128,10 @@ def test_pieces_have_about_the_bytes_that_were_asked_for(cluster, table):
         assert least <= len(found) <= most
 
 
+def test_there_are_no_more_pieces_than_are_worth_planning(session):
+    assert piece_count(session.sql(ROW_WISE["all"]).distributed_plan()) == 256
+
+
 def test_an_error_comes_after_the_rows_before_it(cluster, table, tmp_path):
     """And those come though the query as a whole fails."""
     for path in table.iterdir():
