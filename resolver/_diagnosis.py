@@ -17,6 +17,11 @@ _MAX_DETAIL: Final = 300
 _LAST_ERROR = re.compile(r"last error: [A-Z_]+: (?P<detail>.*)", re.DOTALL)
 _NOISE = re.compile(r"Flight returned \w+ error, with message: ")
 
+_NO_CHANNEL = re.compile(
+    r"(?:Flight returned [\w ]+ error, with message: )?Failed to create channel to '[^']*':"
+    r"\s*(?P<why>.*?)(?:\. gRPC client debug context: .*)?",
+    re.DOTALL,
+)
 _ARROW_CODE = re.compile(r"Detail: (?:Unavailable|TimedOut)\b")
 _FROM_TRANSPORT: Final = "failed to connect to all addresses"
 
@@ -112,6 +117,12 @@ def _searched(message: str) -> str:
 def is_workers_answer(message: str) -> bool:
     """Whether a Flight server itself made this status: only those carry Arrow's own code."""
     return not message.startswith("Flight returned ") and bool(_ARROW_CODE.search(message))
+
+
+def why_no_channel(message: str) -> str | None:
+    """Why gRPC made no channel, which it says as if a call had been answered; ``None``: it did."""
+    found = _NO_CHANNEL.fullmatch(message)
+    return None if found is None else transport_detail(found.group("why"))
 
 
 def is_attempt_timeout(message: str) -> bool:

@@ -22,6 +22,7 @@ from ._diagnosis import (
     is_attempt_timeout,
     is_workers_answer,
     transport_detail,
+    why_no_channel,
 )
 from ._errors import WorkerConnectError, WorkerConnectTimeoutError
 from ._fork import refuse_in_forked_child
@@ -229,6 +230,13 @@ class FlightConnector:
                 _raise_headers_failed(worker, failure)
             for layer, factory in zip(self.layers, attempt.layers, strict=True):
                 _check_refusal(worker, layer, getattr(factory, "failure", None))
+            refused = why_no_channel(str(error))
+            if refused is not None:
+                raise WorkerConnectError(
+                    f"No channel could be made for worker {worker.key}: gRPC refused the channel "
+                    f"arguments ({refused}); check generic_options",
+                    url=worker.key,
+                ) from error
             if _never_left(error):
                 raise WorkerConnectError(
                     f"No call to worker {worker.key} could be sent: gRPC found a header illegal; "

@@ -18,6 +18,7 @@ from ._diagnosis import (
     is_attempt_timeout,
     is_workers_answer,
     transport_detail,
+    why_no_channel,
 )
 from ._errors import WorkerConnectError, WorkerConnectTimeoutError
 from ._flight import (
@@ -210,6 +211,13 @@ def _explained(
     finding: Diagnosis | None,
 ) -> WorkerConnectError | None:
     code, said = error.code().name, error.details() or ""
+    refused = why_no_channel(said)
+    if refused is not None:
+        return WorkerConnectError(
+            f"No channel could be made for worker {worker.key}: gRPC refused the channel arguments "
+            f"({refused}); check generic_options",
+            url=worker.key,
+        )
     if code not in _UNREACHABLE or is_workers_answer(said):
         return None
     if code == "DEADLINE_EXCEEDED" and not deadline.passed:

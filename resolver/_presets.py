@@ -175,8 +175,8 @@ class Retry:
         """The retry policy of the methods, and the throttling of the channel."""
         policy = {
             "maxAttempts": self.max_attempts,
-            "initialBackoff": f"{self.initial_backoff:.9g}s",
-            "maxBackoff": f"{self.max_backoff:.9g}s",
+            "initialBackoff": _duration(self.initial_backoff),
+            "maxBackoff": _duration(self.max_backoff),
             "backoffMultiplier": self.multiplier,
             "retryableStatusCodes": list(self.codes),
         }
@@ -262,6 +262,11 @@ def _join(into: dict[str, Any], more: dict[str, Any]) -> None:
 
 def _as_argument(config: dict[str, Any]) -> ChannelArguments:
     return {"grpc.service_config": json.dumps(config, sort_keys=True)}
+
+
+def _duration(seconds: float) -> str:
+    """As JSON has it for protobuf, with the nine digits that gRPC takes after the point."""
+    return f"{seconds:.9f}".rstrip("0").rstrip(".") + "s"
 
 
 def _names(name: str, value: object) -> tuple[str, ...]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from pyarrow import flight
 
-from resolver import FlightConnector, Keepalive, LoadBalancing, Retry
+from resolver import FlightConnector, Keepalive, LoadBalancing, Retry, WorkerConnectError
 from resolver._presets import channel_arguments
 from resolver.testing import FlightServerProcess
 from tests.support.http2_tap import Http2Tap
@@ -230,3 +233,41 @@ def test_round_robin_uses_every_address_on_a_grpcio_channel(
                 wait_until(all_asked)
             servers = [each for each in (failing, other) if each.calls["do_action"]]
             assert len(servers) == reached
+
+
+def by_pyarrow(url: str, **options: Any) -> None:
+    FlightConnector(**options).connect(url)
+
+
+def by_grpcio(url: str, **options: Any) -> None:
+    pytest.importorskip("grpc")
+    from resolver import GrpcConnector
+
+    GrpcConnector(**options).connect(url).close()
+
+
+def by_asyncio(url: str, **options: Any) -> None:
+    pytest.importorskip("grpc")
+    from resolver.aio import GrpcConnector
+
+    async def connect() -> None:
+        client = await GrpcConnector(**options).connect(url)
+        await client.close()
+
+    asyncio.run(connect())
+
+
+@pytest.mark.parametrize("connect", [by_pyarrow, by_grpcio, by_asyncio])
+def test_a_channel_that_grpc_did_not_make_is_no_answer_of_a_worker(
+    connect: Callable[..., None], closed_port: int
+) -> None:
+    config = json.dumps({"loadBalancingConfig": [{"nonsense": {}}]})
+    with pytest.raises(WorkerConnectError, match=r"No known policies.*generic_options"):
+        connect(f"http://127.0.0.1:{closed_port}", generic_options={"grpc.service_config": config})
+
+
+@pytest.mark.parametrize("connect", [by_pyarrow, by_grpcio, by_asyncio])
+def test_any_times_of_a_retry_make_a_channel(
+    connect: Callable[..., None], failing: Failing
+) -> None:
+    connect(failing.url, retry=Retry(initial_backoff=1 / 30, max_backoff=1 / 3, multiplier=1 / 7))

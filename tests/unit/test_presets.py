@@ -61,6 +61,15 @@ def test_retry_writes_seconds_as_grpc_reads_them():
     assert policy["maxAttempts"] == 5
 
 
+@pytest.mark.parametrize(
+    ("seconds", "written"),
+    [(1 / 30, "0.033333333s"), (0.0012345678912, "0.001234568s"), (10, "10s"), (86_400, "86400s")],
+)
+def test_seconds_have_no_more_digits_than_grpc_reads(seconds, written):
+    policy = Retry(initial_backoff=seconds).service_config()["methodConfig"][0]["retryPolicy"]
+    assert policy["initialBackoff"] == written
+
+
 def test_joined_presets_share_one_service_config():
     arguments = channel_arguments(Keepalive.cloud(), Retry(), None, LoadBalancing.round_robin())
     assert set(service_config(arguments)) == {
