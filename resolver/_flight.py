@@ -221,15 +221,14 @@ class FlightConnector:
         try:
             with until(attempt.deadline):
                 client.list_actions(flight.FlightCallOptions(timeout=remaining))
-        except (flight.FlightTimedOutError, flight.FlightUnavailableError) as error:
-            if not is_workers_answer(str(error)):
-                unreachable = error
         except (flight.FlightError, pa.ArrowException, OSError) as error:
             failure = None if attempt.headers is None else attempt.headers.failure
             if failure is not None:
                 _raise_headers_failed(worker, failure)
             for layer, factory in zip(self.layers, attempt.layers, strict=True):
                 _check_refusal(worker, layer, getattr(factory, "failure", None))
+            if isinstance(error, (flight.FlightTimedOutError, flight.FlightUnavailableError)):
+                unreachable = None if is_workers_answer(str(error)) else error
             refused = why_no_channel(str(error))
             if refused is not None:
                 raise WorkerConnectError(

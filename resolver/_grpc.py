@@ -17,6 +17,7 @@ from ._grpc_options import (
     Deadline,
     GrpcOptions,
     channel_credentials,
+    failed_in_layer,
     import_grpc,
     target_of,
     unreachable,
@@ -93,5 +94,7 @@ class GrpcConnector(GrpcOptions):
             except grpc.RpcError as refusal:
                 finding = self.look_at_tls(worker, credentials, refusal, deadline)
                 error = unreachable(worker, refusal, deadline, sent, finding)
+            except Exception as failure:  # noqa: BLE001 -- a layer may raise anything
+                error = failed_in_layer(worker, failure)
         if error is not None:
             raise error  # out here, so that words not masked are no context of it

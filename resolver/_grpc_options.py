@@ -203,6 +203,19 @@ def unreachable(
     return explained
 
 
+def failed_in_layer(worker: WorkerUrl, failure: Exception) -> WorkerConnectError:
+    """What a probe means that ended with an error which is none of grpc's."""
+    if isinstance(failure, WorkerConnectError):
+        return failure
+    error = WorkerConnectError(
+        f"Could not connect to worker {worker.key}: a layer refused the first call "
+        f"({type(failure).__name__})",
+        url=worker.key,
+    )
+    error.__cause__ = failure
+    return error
+
+
 def _explained(
     worker: WorkerUrl,
     error: Any,

@@ -13,6 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from resolver._errors import ResolverError
+from resolver._headers import time_left
 
 from ._layer import Layer
 
@@ -34,7 +35,8 @@ class InFlightLimit(Layer):
     none left it would wait for itself: ``wait`` bounds that.
 
     - ``wait``: seconds after which a call that waits is refused with `TooManyCallsError`
-      (through pyarrow, ``FlightInternalError``); 0: at once; ``None``: never.
+      (through pyarrow, ``FlightInternalError``); 0: at once; ``None``: never. Less where the
+      call's own timeout, which pyarrow does not tell, or a connect's deadline is nearer.
     - ``shared``: one limit for all channels and clients it is used for, instead of one
       for each, which with a resolver is one for each worker and connection.
 
@@ -71,20 +73,22 @@ class InFlightLimit(Layer):
 
     def begin(self, call: Call) -> End:
         """Wait for a place; it is given back when the call ends."""
+        patience = self._patience(call)
         place = threading.Event()
         if not self._gate.enter(place.set):
             try:
-                arrived = place.wait(self.wait)
+                arrived = place.wait(patience)
             except BaseException:
                 if self._gate.leave_queue(place.set):
                     self._gate.leave()
                 raise
             if not arrived and not self._gate.leave_queue(place.set):
-                raise self._refusal(call)
+                raise self._refusal(call, patience)
         return lambda _status: self._gate.leave()
 
     async def begin_async(self, call: Call) -> End:
         """As `begin`, without blocking the event loop."""
+        patience = self._patience(call)
         loop = asyncio.get_running_loop()
         place: asyncio.Future[None] = loop.create_future()
 
@@ -97,20 +101,26 @@ class InFlightLimit(Layer):
 
         if not self._gate.enter(grant):
             try:
-                await asyncio.wait_for(asyncio.shield(place), self.wait)
+                await asyncio.wait_for(asyncio.shield(place), patience)
             except TimeoutError:
                 if not self._gate.leave_queue(grant):
-                    raise self._refusal(call) from None
+                    raise self._refusal(call, patience) from None
             except BaseException:
                 if self._gate.leave_queue(grant):
                     self._gate.leave()
                 raise
         return lambda _status: self._gate.leave()
 
-    def _refusal(self, call: Call) -> TooManyCallsError:
+    def _patience(self, call: Call) -> float | None:
+        """Seconds for which ``call`` may wait; None: for ever."""
+        bounds = (self.wait, call.timeout, time_left())
+        patience = max(0.0, min(each for each in bounds if each is not None))
+        return patience if patience <= threading.TIMEOUT_MAX else None
+
+    def _refusal(self, call: Call, waited: float | None) -> TooManyCallsError:
         return TooManyCallsError(
-            f"{call.name} waited {self.wait:g} s for one of {self.limit} calls under way to end "
-            "and was not sent; read streams to their end or cancel them, or raise limit or wait"
+            f"{call.name} waited {waited or 0:.3g} s for one of {self.limit} calls under way to "
+            "end and was not sent; read streams to their end or cancel them, or raise limit or wait"
         )
 
     def __repr__(self) -> str:

@@ -16,7 +16,8 @@ import grpc.aio
 import pytest
 from pyarrow import flight
 
-from resolver import FlightConnector, ResolverError, WorkerConnectError
+import resolver.aio
+from resolver import FlightConnector, GrpcConnector, ResolverError, WorkerConnectError
 from resolver.layers import (
     CallMetrics,
     Deadline,
@@ -26,6 +27,7 @@ from resolver.layers import (
     TooManyCallsError,
     Tracing,
 )
+from resolver.layers._call import Call
 from tests.layers.calls import (
     SERVICE,
     act,
@@ -329,6 +331,45 @@ def test_waiting_in_asyncio_ends_after_wait(worker):
             reading.cancel()
 
     asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def connect_blocking(connector, url):
+    return connector.connect(url)
+
+
+def connect_in_asyncio(connector, url):
+    return asyncio.run(connector.connect(url))
+
+
+@pytest.mark.parametrize(
+    ("connector", "connect"),
+    [
+        (FlightConnector, connect_blocking),
+        (GrpcConnector, connect_blocking),
+        (resolver.aio.GrpcConnector, connect_in_asyncio),
+    ],
+)
+def test_a_connect_waits_for_a_shared_place_no_longer_than_its_deadline(connector, connect, worker):
+    limit = InFlightLimit(1, wait=None, shared=True)
+    end = limit.begin(Call("/s/m"))
+    connecting = Background(
+        lambda: connect(connector(layers=[limit], connect_timeout=0.2), worker.url)
+    )
+    try:
+        with pytest.raises(WorkerConnectError, match=r"InFlightLimit|TooManyCallsError"):
+            connecting.result(10)
+    finally:
+        end("OK")
+
+
+def test_a_call_waits_for_a_place_no_longer_than_its_timeout():
+    limit = InFlightLimit(1, wait=None)
+    limit.begin(Call("/s/m"))
+    with pytest.raises(TooManyCallsError, match=r"waited 0.05 s"):
+        Background(lambda: limit.begin(Call("/s/m", timeout=0.05))).result(10)
+    with pytest.raises(TooManyCallsError):
+        asyncio.run(asyncio.wait_for(limit.begin_async(Call("/s/m", timeout=0.05)), 10))
+    assert limit.in_flight == 1
 
 
 @pytest.mark.parametrize(
