@@ -126,7 +126,19 @@ class _Watched:
         return repr(self._call)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._call, name)
+        found = getattr(self._call, name)
+        if not callable(found):
+            return found
+
+        def method(*args: Any, **kwargs: Any) -> Any:  # as in stub.future(request).result()
+            return getattr(self._call, name)(*args, **kwargs)
+
+        return method
+
+    def add_done_callback(self, callback: Callable[[Any], object]) -> None:
+        """As grpc's own; the call goes on until then, also if nobody holds it."""
+        if not self.add_callback(lambda: callback(self)):
+            callback(self)
 
     def __iter__(self) -> Any:
         return self

@@ -17,7 +17,7 @@ from pyarrow import flight
 
 from resolver import FlightConnector, WorkerConnectError
 from resolver.layers import Call, Deadline, Layer, RequestHeaders
-from tests.layers.calls import SERVICE, act, action, headers_on_grpc, message, stream
+from tests.layers.calls import SERVICE, act, action, body, headers_on_grpc, message, stream
 from tests.support.threads import wait_until
 
 GET_TWO = message(1, b"2")
@@ -134,6 +134,18 @@ def test_futures_end_too(four_kinds):
         response, call = channel.unary_unary("/s.S/UU").with_call(b"x")
         assert (response, call.code()) == (b"x", grpc.StatusCode.OK)
         log.wait_ended("OK", "OK", "OK")
+
+
+def test_a_future_that_nobody_holds_goes_on_as_grpcs_own_does(channel_with):
+    log, done = Log(), []
+    ask = channel_with(log).unary_unary(SERVICE + "DoAction")
+    assert body(ask.future(action(b"sleep", b"0.05")).result(30)) == b"slept"
+    ask.future(action(b"sleep", b"0.05")).add_done_callback(done.append)
+    log.wait_ended("OK", "OK")
+    wait_until(lambda: done)
+    assert body(done[0].result(0)) == b"slept"
+    done[0].add_done_callback(done.append)  # it is done
+    assert done[1] is done[0]
 
 
 def test_a_stream_ends_when_it_is_cancelled_or_nobody_holds_it(channel_with):
