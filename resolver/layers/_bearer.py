@@ -14,7 +14,10 @@ from ._tokens import Provider, TokenSource
 if TYPE_CHECKING:
     from resolver._urls import WorkerUrl
 
-    from ._call import Call
+    from ._call import Call, End
+
+_ONCE = frozenset({"DoPut", "DoExchange", "Handshake"})
+"""Calls that send a stream."""
 
 _LONGEST = 86_400.0
 _BEARER = "Bearer "
@@ -35,7 +38,8 @@ class BearerToken(Layer):
 
     A call that is refused as UNAUTHENTICATED is made once more with another token, if the
     provider has one, unless any of its answer has been read. Calls that send a stream
-    (``do_put``, ``do_exchange``) are not: what was written is gone.
+    (``do_put``, ``do_exchange``) are not: what was written is gone. But another token is asked
+    for, and the next such call waits for it.
 
     A provider that fails is asked again after 0.5 s, then less and less often, at most every
     30 s. One that has not returned after 60 s is asked once more beside, on another thread, and
@@ -66,14 +70,24 @@ class BearerToken(Layer):
         self.insecure = insecure
         self._source = TokenSource(provider, self.refresh_before)
 
-    def begin(self, call: Call) -> None:
+    def begin(self, call: Call) -> End:
         """Add the token."""
-        call.headers.append(("authorization", _BEARER + self._source.get(self._patience(call))))
+        token = self._source.get(self._patience(call), once=call.name in _ONCE)
+        return self._sent(call, token)
 
-    async def begin_async(self, call: Call) -> None:
+    async def begin_async(self, call: Call) -> End:
         """Add the token; waits without blocking the event loop."""
-        token = await self._source.get_async(self._patience(call))
+        token = await self._source.get_async(self._patience(call), once=call.name in _ONCE)
+        return self._sent(call, token)
+
+    def _sent(self, call: Call, token: str) -> End:
         call.headers.append(("authorization", _BEARER + token))
+
+        def end(status: str) -> None:
+            if status == "UNAUTHENTICATED":  # and if nobody asks `refused`, the next call is right
+                self._source.renew(token)
+
+        return end
 
     def refused(self, call: Call) -> bool:
         """After ``call`` was answered UNAUTHENTICATED: whether to make it once more."""

@@ -74,10 +74,7 @@ class _Interceptor(
         except BaseException:
             once("UNKNOWN")
             raise
-        if _watch(outcome, once):
-            return _Watched(outcome)
-        once(_status(outcome))
-        return outcome
+        return _watched(outcome, once)
 
     intercept_unary_unary = _intercept
     intercept_unary_stream = _intercept
@@ -86,17 +83,19 @@ class _Interceptor(
 
 
 class _Retrying(_Interceptor):
-    """Of a layer that may have a remedy for refused calls. It sees no ends.
+    """Of a layer that may have a remedy for refused calls. Of those it sees no ends.
 
-    Calls that send a stream are made once: what was sent is gone.
+    Calls that send a stream are made once: what was sent is gone. So are those begun with
+    ``future()``, which are their caller's to wait for.
     """
 
     def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
         since = time.monotonic()
-        call, changed, _ = self._begin(details, since)
+        call, changed, end = self._begin(details, since)
         outcome = continuation(changed, request)
-        # One that was begun with future() is still under way, and is its caller's to wait for.
-        if outcome.done() and _is_refused(outcome) and self._layer.refused(call):  # type: ignore[attr-defined]
+        if not outcome.done():
+            return outcome if end is None else _watched(outcome, EndOnce(end))
+        if _is_refused(outcome) and self._layer.refused(call):  # type: ignore[attr-defined]
             return continuation(self._begin(details, since)[1], request)
         return outcome
 
@@ -215,6 +214,14 @@ class _Retried(_Watched):
 
 def _is_refused(outcome: Any) -> bool:
     return outcome.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def _watched(outcome: Any, end: EndOnce) -> Any:
+    """``outcome`` as its caller gets it, so that `end` is called when it is over."""
+    if _watch(outcome, end):
+        return _Watched(outcome)
+    end(_status(outcome))
+    return outcome
 
 
 def _watch(outcome: Any, end: EndOnce) -> bool:

@@ -62,11 +62,14 @@ class TokenSource:
         self._start_over()
 
     def _start_over(self) -> None:
-        self._lock = threading.Lock()
+        # Re-entrant: the end of a call may be a finalizer's, which runs anywhere.
+        self._lock = threading.RLock()
         self._token: Token | None = None
         self._is_forced = False
         self._obtained_at = -math.inf
         self._asking: Asking | None = None
+        self._forced: Asking | None = None
+        """The same, if the current token was refused."""
         self._asked_at = -math.inf
         self._hanging = 0  # of those who were asked, and are waited for no more
         self._failure: BaseException | None = None
@@ -87,26 +90,35 @@ class TokenSource:
             self._ask(token.value)
         return token.value
 
-    def get(self, patience: float) -> str:
+    def get(self, patience: float, *, once: bool = False) -> str:
         """The token; waits for a new one for up to ``patience`` seconds where there is none.
 
+        For a call that can be made only ``once``, also where the token was just refused.
         Raises ``TokenUnavailableError``.
         """
         token = self.current()
-        if token is not None:
-            return token
-        asking = self._ask(None)
-        futures.wait((asking,), max(patience, 0))
-        return _value(asking, patience)
+        asking = self._wanted(token, once)
+        if asking is not None:
+            futures.wait((asking,), max(patience, 0))
+        return _value(asking, patience, token)
 
-    async def get_async(self, patience: float) -> str:
+    async def get_async(self, patience: float, *, once: bool = False) -> str:
         """As `get`; cancelling one who waits leaves the others their token."""
         token = self.current()
-        if token is not None:
-            return token
-        asking = self._ask(None)
-        await _wait_for(asking, patience)
-        return _value(asking, patience)
+        asking = self._wanted(token, once)
+        if asking is not None:
+            await _wait_for(asking, patience)
+        return _value(asking, patience, token)
+
+    def _wanted(self, token: str | None, once: bool) -> Asking | None:
+        """What to wait for; None: nothing, the token will do."""
+        if token is None:
+            return self._ask(None)
+        return self._forced if once else None
+
+    def renew(self, refused: str) -> None:
+        """Begin to get another token than the ``refused`` one; waits for nobody."""
+        self._replacing(refused)
 
     def replace(self, refused: str, patience: float) -> bool:
         """Get another token than the ``refused`` one; whether there is any now."""
@@ -136,15 +148,17 @@ class TokenSource:
         """Have the provider asked, unless it is being asked, or failed a moment ago."""
         if self._pid != os.getpid():
             self._start_over()  # a thread that is not here was asking
+        asking: Asking = Future()
         with self._lock:
             now = time.monotonic()
             if self._asking is not None:
+                if force:
+                    self._forced = self._asking
                 if now - self._asked_at < min(_HANGING * 2**self._hanging, _LONGEST_HANGING):
                     return self._asking
                 self._hanging += 1
-                self._asking = None
+                self._asking = self._forced = None
             token = self._token
-            asking: Asking = Future()
             if token is not None and token.value != outdated and _is_valid(token):
                 asking.set_result(token)  # it came while we were on our way here
                 return asking
@@ -153,6 +167,7 @@ class TokenSource:
                 return asking
             asking.set_running_or_notify_cancel()  # from here on nobody can cancel it
             self._asking, self._asked_at = asking, now
+            self._forced = asking if force else None
         renewing = threading.Thread(
             target=self._renew, args=(asking, force), name="resolver-token", daemon=True
         )
@@ -172,7 +187,7 @@ class TokenSource:
         with self._lock:
             now = time.monotonic()
             is_late = self._asking is not asking  # others have been asked since
-            self._hanging -= is_late
+            self._hanging = max(self._hanging - is_late, 0)
             if isinstance(outcome, Token):
                 if not is_late or self._token is None or not _is_valid(self._token):
                     self._keep(outcome, now, force)
@@ -182,7 +197,7 @@ class TokenSource:
                 self._failures_in_a_row += 1
                 self._failure, self._rest_until = outcome, now + rest
             if not is_late:
-                self._asking = None
+                self._asking = self._forced = None
         if is_first_failure:  # of many in a row; without its words, which may hold anything
             _log.error("The provider of a bearer token failed (%s)", type(outcome).__name__)
         asking.set_result(outcome)
@@ -238,16 +253,18 @@ async def _wait_for(asking: Asking, patience: float) -> None:
         waiting.cancel()  # the wrapper: what runs cannot be cancelled
 
 
-def _value(asking: Asking, patience: float) -> str:
-    """The token, if the provider gave one in time."""
-    if not asking.done():
+def _value(asking: Asking | None, patience: float, token: str | None) -> str:
+    """What the provider gave, if it did in time, or the ``token`` there was."""
+    outcome = asking.result() if asking is not None and asking.done() else None
+    if isinstance(outcome, Token):
+        return outcome.value
+    if token is not None:
+        return token
+    if outcome is None:
         raise TokenUnavailableError(
             f"the provider of the bearer token did not answer within {max(patience, 0):.3g} s, and "
             "no call is sent without a token; raise timeout, or mend the provider"
         )
-    outcome = asking.result()
-    if isinstance(outcome, Token):
-        return outcome.value
     raise TokenUnavailableError(
         f"the provider of the bearer token failed ({type(outcome).__name__}), and no call is sent "
         "without a token"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import pickle
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pyarrow as pa
 import pytest
 from pyarrow import flight
@@ -20,7 +22,7 @@ from resolver import FlightConnector, GrpcConnector, WorkerConnectError
 from resolver.layers import BearerToken, CallMetrics, Token, TokenUnavailableError, _tokens
 from resolver.layers._call import Call
 from tests.support.aio import until
-from tests.support.threads import Background, run_concurrently, wait_until
+from tests.support.threads import DEADLINE, Background, run_concurrently, wait_until
 
 SCHEMA = pa.schema([("i", pa.int64())])
 DESCRIPTOR = flight.FlightDescriptor.for_path("t")
@@ -485,36 +487,77 @@ def test_the_second_refusal_is_the_callers(method, through, url, door) -> None:
     assert issuer.asked == 2
 
 
+def put(client: Any) -> Any:
+    if isinstance(client, _Sync):
+
+        async def put_async() -> None:
+            writer, reader = await client._client.do_put(DESCRIPTOR, SCHEMA)
+            await writer.write_batch(pa.record_batch([pa.array([1])], schema=SCHEMA))
+            await writer.done_writing()
+            await reader.read()
+            await writer.close()
+
+        return put_async()
+    writer, _ = client.do_put(DESCRIPTOR, SCHEMA)
+    writer.write_batch(pa.record_batch([pa.array([1])], schema=SCHEMA))
+    writer.close()
+    return None
+
+
 @clients
-def test_a_stream_that_sends_is_made_once(through, url, door) -> None:
+def test_a_stream_that_sends_is_made_once_and_the_next_has_another_token(
+    through, url, door
+) -> None:
     issuer = Issuer("first", "second")
     layer = BearerToken(issuer)
 
-    def put(client: Any) -> Any:
+    def expire_then_put(client: Any) -> Any:
         door.accepted = {"second"}
         door.refused = 0
-        if isinstance(client, _Sync):
+        return put(client)
 
-            async def put_async() -> None:
-                writer, reader = await client._client.do_put(DESCRIPTOR, SCHEMA)
-                await writer.write_batch(pa.record_batch([pa.array([1])], schema=SCHEMA))
-                await writer.done_writing()
-                await reader.read()
-                await writer.close()
-
-            return put_async()
-        writer, _ = client.do_put(DESCRIPTOR, SCHEMA)
-        writer.write_batch(pa.record_batch([pa.array([1])], schema=SCHEMA))
-        writer.close()
-        return None
-
-    # grpc.aio has an INTERNAL error of its own for an intercepted stream that the server ends.
-    refused = [flight.FlightUnauthenticatedError]
-    if through is by_asyncio:
-        refused.append(flight.FlightInternalError)
-    with pytest.raises(tuple(refused)):
-        through(url, layer, put)
+    with pytest.raises(flight.FlightUnauthenticatedError):
+        through(url, layer, expire_then_put)
     assert door.refused == 1
+    wait_until(lambda: sent(layer) == "second")
+    through(url, layer, put)
+    assert (door.refused, issuer.asked) == (1, 2)
+
+
+def test_a_call_begun_with_future_renews_the_token(url, door) -> None:
+    issuer = Issuer("first", "second")
+    layer = BearerToken(issuer)
+    sent(layer)
+    door.accepted = {"second"}
+    with grpc.insecure_channel(url.removeprefix("http://")) as channel:
+        ask = layer(channel).unary_unary("/arrow.flight.protocol.FlightService/GetFlightInfo")
+        with contextlib.suppress(grpc.RpcError):  # if it is refused before we have it, none
+            ask.future(DESCRIPTOR.serialize()).result(30)
+        wait_until(lambda: sent(layer) == "second")
+        assert ask.future(DESCRIPTOR.serialize()).result(30)
+
+
+def test_only_a_call_that_is_made_once_waits_for_another_token_than_the_refused_one() -> None:
+    issuer = Issuer("first", "second")
+    layer = BearerToken(issuer, timeout=DEADLINE)
+    sent(layer)
+    issuer.may_answer.clear()
+    layer.begin(Call("/s/DoPut"))("UNAUTHENTICATED")
+    assert sent(layer) == "first"
+    put, put_async = Call("/s/DoPut"), Call("/s/DoPut")
+    putting = [
+        Background(lambda: layer.begin(put)),
+        Background(lambda: asyncio.run(layer.begin_async(put_async))),
+    ]
+    hasty = Call("/s/DoPut", timeout=0.01)
+    layer.begin(hasty)
+    assert hasty.headers == [("authorization", "Bearer first")]
+    assert not any(each.ended for each in putting)
+    issuer.may_answer.set()
+    for each in putting:
+        each.result()
+    assert put.headers == put_async.headers == [("authorization", "Bearer second")]
+    assert issuer.asked == 2
 
 
 @clients
