@@ -220,7 +220,10 @@ class FlightConnector:
         unreachable = None
         try:
             with until(attempt.deadline):
-                client.list_actions(flight.FlightCallOptions(timeout=remaining))
+                # Made once whoever the client is: a refusal is an answer, and there is no time.
+                flight.FlightClient.list_actions(
+                    client, flight.FlightCallOptions(timeout=remaining)
+                )
         except (flight.FlightError, pa.ArrowException, OSError) as error:
             failure = None if attempt.headers is None else attempt.headers.failure
             if failure is not None:

@@ -602,6 +602,12 @@ def test_a_connect_waits_for_a_provider_no_longer_than_its_deadline(through, url
         issuer.may_answer.set()
 
 
+def test_a_connect_of_pyarrows_takes_a_refusal_for_the_answer_it_is(url, door) -> None:
+    door.accepted = set()
+    FlightConnector(layers=[BearerToken(Issuer("first", "second"))]).connect(url)
+    assert door.refused == 1  # a second call would have the time of the first once more
+
+
 def test_a_provider_that_fails_refuses_the_call(url) -> None:
     issuer = Issuer("first")
     issuer.error = RuntimeError("down")
