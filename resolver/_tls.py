@@ -72,7 +72,8 @@ class TlsConfig:
     - ``client_authorities``: a worker with these demands a certificate signed by one of
       them of every caller.
     - ``check_interval``: seconds between two looks at the files, and between two questions
-      to the callables. Files are looked at before every connect besides.
+      to the callables. Files are looked at before every connect besides; and until there
+      are credentials that work, the callables are asked at every connect.
 
     When a file has changed, a callable returns something else, or somebody calls `rotate`,
     connects use the new credentials. A resolver whose connector holds this object then
@@ -249,7 +250,8 @@ class TlsConfig:
 
     def _look(self) -> bool:
         """Read anew what may have changed; whether it has, since there was something."""
-        ask = time.monotonic() - self._asked_at >= self.check_interval
+        age = time.monotonic() - self._asked_at
+        ask = self._current is None or age >= self.check_interval
         try:
             signature = self._signature(ask=ask)
             if self._current is not None and signature == self._tried:

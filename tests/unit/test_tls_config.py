@@ -237,6 +237,16 @@ def test_a_callable_is_asked_at_most_once_per_interval(signer) -> None:
     assert len(asked) == 2
 
 
+def test_a_callable_is_asked_again_by_the_next_connect_until_it_gave_what_works(signer) -> None:
+    answers = [b"", b"no", signer.root]
+    config = TlsConfig(root_certificates=lambda: answers.pop(0), check_interval=3_600)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="could not be loaded"):
+            config.credentials()
+    assert config.credentials().root_certificates == signer.root
+    assert config.credentials().root_certificates == signer.root  # and not asked any more
+
+
 def test_those_who_wait_for_the_first_reading_wait_no_longer_than_they_may(signer) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
