@@ -72,9 +72,10 @@ class FlightServiceClient:
         """
         given = with_basic_authorization(headers, username, password)
         messages = self._stream("handshake", iter(()), timeout, given)
+        metadata = messages.metadata("handshake")
         for _ in messages:
             pass
-        return bearer_of(*messages.metadata("handshake"))
+        return bearer_of(*(read() for read in metadata))
 
     def list_flights(
         self, criteria: bytes = b"", *, timeout: float | None = None, headers: Any = None
@@ -293,11 +294,13 @@ class _Messages:
             self._end(failure)
             raise failure from None
 
-    def metadata(self, name: str) -> tuple[Any, Any]:
-        """What the server sent before its answers and after; the call, of ``name``, has ended."""
-        before = _method_of(self._call, "initial_metadata", name)
-        after = _method_of(self._call, "trailing_metadata", name)
-        return before(), after()
+    def metadata(self, name: str) -> list[Callable[[], Any]]:
+        """What tells what the server sent before its answers and after, once a call has ended.
+
+        ``name`` is its method. Raises ``TypeError`` before a call is read that cannot tell.
+        """
+        methods = ("initial_metadata", "trailing_metadata")
+        return [_method_of(self._call, each, name) for each in methods]
 
     def _end(self, failure: BaseException | None = None) -> None:
         self._ended = True

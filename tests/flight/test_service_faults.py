@@ -446,6 +446,7 @@ class Relaying(grpc.UnaryStreamClientInterceptor, grpc.StreamStreamClientInterce
 
     def __init__(self):
         self.ended = threading.Event()
+        self.relayed = 0
 
     def intercept_unary_stream(self, continuation, details, request):
         try:
@@ -454,6 +455,7 @@ class Relaying(grpc.UnaryStreamClientInterceptor, grpc.StreamStreamClientInterce
             self.ended.set()
 
     def intercept_stream_stream(self, continuation, details, requests):
+        self.relayed += 1
         yield from continuation(details, requests)
 
 
@@ -463,7 +465,7 @@ def relayed(url):
     with grpc.insecure_channel(url.removeprefix("http://")) as channel:
         intercepted = grpc.intercept_channel(channel, relaying)
         with create_flight_client(intercepted) as client:
-            yield SimpleNamespace(client=client, ended=relaying.ended)
+            yield SimpleNamespace(client=client, ended=relaying.ended, relaying=relaying)
 
 
 def test_a_generator_of_an_interceptor_is_read_as_a_call(relayed):
@@ -487,9 +489,10 @@ def test_a_generator_of_an_interceptor_ends_with_its_stream(relayed, handler, ho
 
 
 def test_a_generator_where_headers_are_read_is_refused(relayed):
-    """It has none."""
+    """It has none. Refused before the password is sent."""
     with pytest.raises(TypeError, match="an interceptor of handshake returned generator"):
         relayed.client.authenticate_basic_token("anna", "password")
+    assert relayed.relaying.relayed == 0
     assert relayed.client.handshake(b"hello") == [b"hello!"]
 
 
