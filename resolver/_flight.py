@@ -434,8 +434,8 @@ def _checked_layers(value: object) -> tuple[ClientLayer, ...]:
     for layer in layers:
         if isinstance(layer, type) or not callable(getattr(layer, "middleware", None)):
             raise TypeError(
-                f"{layer!r} is no layer that pyarrow can use: it needs a method middleware(); a "
-                "callable from channel to channel is for grpcio channels"
+                f"{_shown_layer(layer)} is no layer that pyarrow can use: it needs a method "
+                "middleware(); a callable from channel to channel is for grpcio channels"
             )
         layer.middleware()  # says now what pyarrow cannot do
     return layers
@@ -469,6 +469,14 @@ def checked_options(value: GenericOptions) -> tuple[tuple[str, int | str], ...]:
     return tuple(sorted(options.items()))
 
 
+def _shown_layer(layer: object) -> str:
+    """The ``repr`` of a layer of this package; of others, which may hold anything, the name."""
+    kind = type(layer)
+    if kind.__module__.startswith(f"{__package__}.layers."):
+        return repr(layer)
+    return f"<{getattr(layer, '__qualname__', kind.__qualname__)}>"
+
+
 def masked(name: str, value: object) -> str:
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
@@ -480,6 +488,6 @@ def masked(name: str, value: object) -> str:
         # A textual channel argument may be a proxy's URL with a password in it.
         shown = (f"{key!r}: {arg if isinstance(arg, int) else '***'}" for key, arg in value)
         return "{" + ", ".join(shown) + "}"
-    if name == "middleware" and isinstance(value, tuple):
-        return "(" + ", ".join(type(factory).__qualname__ for factory in value) + ")"
+    if name in ("layers", "interceptors", "middleware") and isinstance(value, Sequence):
+        return "(" + ", ".join(map(_shown_layer, value)) + ")"
     return repr(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
 import pickle
@@ -121,6 +122,25 @@ def test_a_repr_shows_names_and_no_values():
     shown = repr(RequestHeaders({"authorization": "Bearer hunter2"}))
     assert "authorization" in shown
     assert "hunter2" not in shown
+
+
+def test_connectors_show_layers_of_others_by_name_only():
+    def with_token(channel, token):
+        return channel
+
+    foreign = functools.partial(with_token, token="hunter2")
+    own = RequestHeaders({"x-a": "hunter2"})
+    for connector in (
+        GrpcConnector(layers=[own, foreign, with_token]),
+        resolver.aio.GrpcConnector(layers=[own, foreign, with_token], interceptors=[foreign]),
+    ):
+        shown = repr(connector)
+        assert "RequestHeaders(['x-a']), <partial>, <" in shown
+        assert "with_token>" in shown
+        assert "hunter2" not in shown
+    with pytest.raises(TypeError, match="<partial> is no layer") as caught:
+        FlightConnector(layers=[foreign])
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
