@@ -198,9 +198,9 @@ class TokenSource:
                 self._failure, self._rest_until = outcome, now + rest
             if not is_late:
                 self._asking = self._forced = None
+        asking.set_result(outcome)  # a log may be slow, or fail
         if is_first_failure:  # of many in a row; without its words, which may hold anything
             _log.error("The provider of a bearer token failed (%s)", type(outcome).__name__)
-        asking.set_result(outcome)
 
     def _keep(self, token: Token, now: float, force: bool) -> None:
         if self._token is not None and _left(self._token) > 0:

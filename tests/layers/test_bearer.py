@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
 import pickle
 import threading
 import time
@@ -158,8 +159,28 @@ def test_a_provider_that_fails_is_not_asked_by_every_call(caplog) -> None:
     assert issuer.asked <= 3  # of twenty; it rests for half a second, then one
     issuer.error = None
     wait_until(lambda: issuer.asked and _given(layer) == "first")
+    wait_until(lambda: "RuntimeError" in caplog.text)
     assert "s3cret" not in caplog.text
     assert caplog.text.count("RuntimeError") == 1
+
+
+def test_nobody_waits_for_the_log_of_a_failure() -> None:
+    class Slow(logging.Handler):
+        may_end = threading.Event()
+
+        def emit(self, record: logging.LogRecord) -> None:
+            self.may_end.wait(DEADLINE)
+
+    issuer, handler = Issuer("first"), Slow()
+    issuer.error = RuntimeError("down")
+    logger = logging.getLogger("resolver")
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(TokenUnavailableError, match="RuntimeError"):
+            sent(BearerToken(issuer, timeout=1))
+    finally:
+        handler.may_end.set()
+        logger.removeHandler(handler)
 
 
 def _given(layer: BearerToken) -> str | None:
