@@ -69,7 +69,11 @@ class Tracing(Layer):
         )
         carrier: dict[str, str] = {}
         propagator = self._propagator or self._global_propagator()
-        propagator.inject(carrier, context=self._trace.set_span_in_context(span))
+        try:
+            propagator.inject(carrier, context=self._trace.set_span_in_context(span))
+        except BaseException:
+            self._end(span, "UNKNOWN")  # the call is refused
+            raise
         call.headers += [(name.lower(), value) for name, value in carrier.items()]
 
         def end(status: str) -> None:

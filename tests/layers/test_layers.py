@@ -510,6 +510,19 @@ def test_a_failed_call_is_an_error_span(channel_with, client_with, spans):
         assert "literal" not in str(span.to_json()), "an answer's text became part of a span"
 
 
+def test_a_propagator_that_fails_refuses_the_call_and_ends_its_span(channel_with, spans):
+    class Failing:
+        def inject(self, carrier, context):
+            raise RuntimeError("no")
+
+    provider, ended = spans
+    layer = Tracing(tracer_provider=provider, propagator=Failing())
+    with pytest.raises(RuntimeError, match="no"):
+        act(channel_with(layer), b"echo", b"x")
+    (span,) = ended
+    assert not span.status.is_ok
+
+
 def test_without_opentelemetry_the_error_says_what_to_install():
     code = (
         "import sys; sys.modules['opentelemetry'] = None\n"
