@@ -98,8 +98,8 @@ class FlightServiceClient:
         call = method(b"", timeout=timeout, metadata=tuple(given))
         try:
             await call
-        except Exception as error:  # noqa: BLE001 -- those of grpc become pyarrow's
-            raise as_flight_error(error) from None
+        except BaseException as error:  # noqa: BLE001 -- those of grpc become pyarrow's
+            raise _as_told(error) from None
         return bearer_of(await call.initial_metadata(), await call.trailing_metadata())
 
     def list_flights(
@@ -219,8 +219,8 @@ class FlightServiceClient:
             message = await self._method(name)(
                 request, timeout=timeout, metadata=as_metadata(headers)
             )
-        except Exception as error:  # noqa: BLE001 -- those of grpc become pyarrow's
-            raise as_flight_error(error) from None
+        except BaseException as error:  # noqa: BLE001 -- those of grpc become pyarrow's
+            raise _as_told(error) from None
         return decoded(METHODS[name], message)
 
     def _stream(self, name: str, request: Any, timeout: float | None, headers: Any) -> _Messages:
@@ -293,11 +293,16 @@ class _Messages:
             raise StopAsyncIteration
         try:
             message = await self._call.read()
-        except Exception as error:  # noqa: BLE001 -- those of grpc become pyarrow's
-            self._end(as_flight_error(error))
-            raise as_flight_error(error) from None
-        except BaseException:  # the task was cancelled
-            # Not always the call with it: one that was just about to begin goes on.
+        except BaseException as error:
+            failure = _as_told(error)
+            if isinstance(failure, Exception):
+                self._end(failure)
+                try:
+                    raise failure from None
+                finally:
+                    del failure  # or the traceback and this frame form a cycle
+            # The task was cancelled. Not always the call with it: one that was just about to
+            # begin goes on.
             self._call.cancel()
             self._end(flight.FlightCancelledError("a task that read the stream was cancelled"))
             raise
@@ -522,6 +527,19 @@ class FlightStreamWriter:
             # The server has ended the call: its error says why.
             await self._messages.receive_rest()
             raise pa.ArrowInvalid("the server has ended the stream that is being written")
+
+
+def _as_told(error: BaseException) -> BaseException:
+    """What the caller is told: of grpc's errors pyarrow's.
+
+    A call that was cancelled, by whoever holds it or its channel, cancels no task.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            return error
+        return flight.FlightCancelledError("the call was cancelled")  # type: ignore[no-any-return]
+    return as_flight_error(error) if isinstance(error, Exception) else error
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
