@@ -319,10 +319,19 @@ class _Messages:
     async def write(self, message: Any) -> bool:
         """Whether it was sent: not after the call has ended; reading then says why."""
         self._check_loop()
+        if self._ended:
+            return False
         try:
             await self._send(message)
         except asyncio.InvalidStateError:
             return False
+        except asyncio.CancelledError as error:
+            if isinstance(_as_told(error), Exception):
+                return False
+            # Nobody can tell whether the message was sent, so none may follow it.
+            self._call.cancel()
+            self._end(flight.FlightCancelledError("a task that wrote the stream was cancelled"))
+            raise
         except Exception as error:
             if callable(getattr(error, "code", None)):
                 return False
@@ -343,9 +352,6 @@ class _Messages:
             await core.send_serialized_message(self._method.encode(message))
         except import_grpc()._cython.cygrpc.InternalError:  # noqa: SLF001 -- it has no public name
             raise asyncio.InvalidStateError from None
-        except asyncio.CancelledError:
-            self._call.cancel()
-            raise
 
     async def done_writing(self) -> None:
         self._check_loop()

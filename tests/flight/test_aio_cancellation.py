@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import pyarrow as pa
 import pytest
 from pyarrow import flight
 
 grpc = pytest.importorskip("grpc")
 
 from resolver import aio  # noqa: E402  # only where grpcio is
+from resolver.layers import CallMetrics  # noqa: E402
 from tests.support.aio import run, until  # noqa: E402
 from tests.support.flight_info import EndpointServer, batch  # noqa: E402
 
 TICKET = flight.Ticket(b"0")
+LARGE = pa.record_batch({"x": pa.array(range(131_072))})
 
 
 class Server(EndpointServer):
@@ -78,5 +81,80 @@ def test_a_channel_that_is_closed_cancels_no_task(server):
         for call in calls:
             with pytest.raises(flight.FlightCancelledError):
                 await call
+
+    run(main())
+
+
+class Unreading(flight.FlightServerBase):
+    """Takes no batch before it is told to, and then all."""
+
+    def __init__(self):
+        super().__init__("grpc://127.0.0.1:0")
+        self.end = threading.Event()
+        self.active = 0
+
+    def do_exchange(self, context, descriptor, reader, writer):
+        self.active += 1
+        try:
+            while not self.end.wait(0.01) and not context.is_cancelled():
+                pass
+            for _ in reader:
+                pass
+        finally:
+            self.active -= 1
+
+
+@pytest.fixture
+def unreading():
+    with Unreading() as running:
+        yield running
+        running.end.set()
+
+
+@pytest.mark.parametrize("layers", [[], [CallMetrics()]], ids=["plain", "layered"])
+@pytest.mark.parametrize("steps", [1, 2, 3, None])
+def test_after_a_write_that_was_cancelled_there_is_no_other(unreading, layers, steps):
+    """The batch may have been sent or not: with the next one, the server would miss it."""
+
+    async def main():
+        client = await aio.GrpcConnector(layers=layers).connect(
+            f"http://127.0.0.1:{unreading.port}"
+        )
+        writer, reader = client.do_exchange(flight.FlightDescriptor.for_path("a"))
+        await writer.begin(LARGE.schema)
+        writing = asyncio.create_task(writer.write_table(pa.Table.from_batches([LARGE] * 50)))
+        if steps is None:
+            await asyncio.wait([writing], timeout=0.3)  # by then it waits for the server
+        for _ in range(steps or 0):
+            await asyncio.sleep(0)
+        assert writing.cancel()
+        await asyncio.wait([writing])
+        assert writing.cancelled()
+        for use in (
+            lambda: writer.write_batch(LARGE),
+            lambda: writer.write_metadata(b"x"),
+            reader.read_chunk,
+            writer.close,
+        ):
+            with pytest.raises(flight.FlightCancelledError):
+                await use()
+        await until(lambda: not unreading.active)
+
+    run(main())
+
+
+@pytest.mark.parametrize("layers", [[], [CallMetrics()]], ids=["plain", "layered"])
+def test_cancelling_a_stream_is_an_error_to_who_writes_it_and_cancels_no_task(unreading, layers):
+    async def main():
+        client = await aio.GrpcConnector(layers=layers).connect(
+            f"http://127.0.0.1:{unreading.port}"
+        )
+        writer, reader = client.do_exchange(flight.FlightDescriptor.for_path("a"))
+        await writer.begin(LARGE.schema)
+        writing = asyncio.create_task(writer.write_table(pa.Table.from_batches([LARGE] * 50)))
+        await asyncio.wait([writing], timeout=0.3)
+        reader.cancel()
+        with pytest.raises(flight.FlightCancelledError):
+            await writing
 
     run(main())
