@@ -12,6 +12,8 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from ._errors import ResolverError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -27,6 +29,13 @@ class Cancellable(Protocol):
 
 class Stopped(Exception):  # noqa: N818 -- a signal to a job, not an error
     """The reader is gone; the job ends without a word."""
+
+
+def interrupted() -> ResolverError:
+    """What who reads on is told after a cancellation, or a signal, in the middle."""
+    return ResolverError(
+        "Reading was interrupted half-way, and every stream has ended: read from the start"
+    )
 
 
 class Fetch:
@@ -123,6 +132,16 @@ class Fetch:
             with contextlib.suppress(Exception):  # it may have ended meanwhile
                 stream.cancel()
 
+    def fail(self, error: BaseException) -> None:
+        """End every job; who reads on gets `error`, and never a part as if it were all."""
+        with self._changed:
+            # A stream cancelled by `stop` raises too: that is no news.
+            if self._stopped:
+                return
+            self._error = error
+            self._stopped = True  # so that no later error replaces the first
+        self.stop()
+
     # -- for the jobs ----------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -196,17 +215,8 @@ class Fetch:
             except Stopped:
                 return
             except BaseException as error:  # noqa: BLE001 -- the reader raises it
-                self._fail(error)
+                self.fail(error)
                 return
             with self._changed:
                 self._done.add(index)
                 self._changed.notify_all()
-
-    def _fail(self, error: BaseException) -> None:
-        with self._changed:
-            # A stream cancelled by `stop` raises too: that is no news.
-            if self._stopped:
-                return
-            self._error = error
-            self._stopped = True  # so that no later error replaces the first
-        self.stop()

@@ -31,7 +31,7 @@ from ._endpoints import (
     renewed_endpoint,
 )
 from ._errors import ResolverError
-from ._fetch import Fetch
+from ._fetch import Fetch, interrupted
 from ._resolver import default_channel_resolver
 from ._urls import parse_worker_url
 
@@ -100,7 +100,7 @@ def read(
     )
     # Closing a reader made of an iterator does nothing; one made of a C stream lets go of
     # the stream, and with it of the iterator.
-    inner = pa.RecordBatchReader.from_batches(batches.schema, _in_words(batches))
+    inner = pa.RecordBatchReader.from_batches(batches.schema, _InWords(batches))
     return pa.RecordBatchReader.from_stream(inner)
 
 
@@ -184,7 +184,7 @@ class FlightBatches:
         try:
             batch = self._fetch.take()
         except BaseException:
-            self.close()
+            self._fetch.fail(interrupted())  # unless it is that it failed
             raise
         if batch is None:
             raise StopIteration
@@ -331,11 +331,23 @@ def _batches(stream: flight.FlightStreamReader) -> Iterator[pa.RecordBatch]:
             yield chunk.data
 
 
-def _in_words(batches: FlightBatches) -> Iterator[pa.RecordBatch]:
-    """`batches`, with errors that keep their meaning where only a message is handed on."""
-    with batches:
+class _InWords:
+    """`batches`, with errors that keep their meaning where only a message is handed on.
+
+    No generator: that would end after an error, as if what came before it were all.
+    """
+
+    def __init__(self, batches: FlightBatches) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> pa.RecordBatch:
         try:
-            yield from batches
+            return next(self._batches)
+        except StopIteration:
+            raise
         except ValueError as error:
             raise ValueError(described(error)) from error
         except Exception as error:

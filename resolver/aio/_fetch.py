@@ -12,6 +12,8 @@ import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from resolver._fetch import interrupted
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -111,6 +113,13 @@ class Fetch:
             with contextlib.suppress(RuntimeError):  # it was closed just now
                 self._loop.call_soon_threadsafe(self._cancel)
 
+    def fail(self, error: BaseException) -> None:
+        """End every job; who reads on gets `error`, and never a part as if it were all."""
+        if not self._stopped:
+            self._error = error
+            self._cancel(but=asyncio.current_task())
+            self._wake()
+
     def agree(self, schema: Any) -> Any:
         """The schema that counts: the one of the endpoint that answered first."""
         if self._schema is None:
@@ -146,11 +155,11 @@ class Fetch:
             try:
                 await self._job(index, self)
             except Exception as error:  # noqa: BLE001 -- the reader raises it
-                if not self._stopped:
-                    self._error = error
-                    self._cancel(but=asyncio.current_task())
-                    await self._notify()
+                self.fail(error)
                 return
+            except BaseException:  # somebody cancelled this task, or the program ends
+                self.fail(interrupted())
+                raise
             self._done.add(index)
             await self._notify()
 

@@ -22,6 +22,7 @@ from resolver._endpoints import (
     renewed_endpoint,
 )
 from resolver._errors import ResolverError
+from resolver._fetch import interrupted
 from resolver._read import CALL_ERRORS, EndpointCalls, check_arguments, check_info
 from resolver._urls import parse_worker_url
 
@@ -143,7 +144,7 @@ class FlightBatches:
         try:
             batch = await self._fetch.take()
         except BaseException:
-            self._fetch.abandon()
+            self._fetch.fail(interrupted())  # unless it is that it failed
             raise
         if batch is None:
             raise StopAsyncIteration

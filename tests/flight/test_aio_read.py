@@ -231,6 +231,44 @@ def test_an_error_in_mid_stream_surfaces_and_stops_the_rest(server):
     assert server.tickets.count(b"1") == 1  # nothing was read twice
 
 
+def test_after_a_wait_that_was_cancelled_there_is_no_short_result(server):
+    may_go_on = threading.Event()
+
+    def slow():
+        yield batch(0, 0)
+        may_go_on.wait(30)
+        yield batch(0, 1)
+
+    server.streams = {0: slow}
+
+    async def main():
+        async with channels() as made:
+            batches = await aio.read(make_info(endpoints_at(1, server.url)), made)
+            await anext(batches)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(batches), 0.1)
+            may_go_on.set()
+            with pytest.raises(resolver.ResolverError, match="interrupted"):
+                await batches.read_all()
+
+    run(main())
+
+
+def test_a_fetching_task_that_is_cancelled_is_an_error_to_who_reads(server):
+    server.batches = 1_000_000
+
+    async def main():
+        async with channels() as made:
+            batches = await aio.read(make_info(endpoints_at(3, server.url)), made)
+            await anext(batches)
+            fetching()[0].cancel()
+            with pytest.raises(resolver.ResolverError, match="interrupted"):
+                await batches.read_all()
+            await until(lambda: server.active == 0)
+
+    run(main())
+
+
 def test_a_lost_connection_costs_that_very_client():
     async def main(server, proxy):
         server.batches = 1_000_000

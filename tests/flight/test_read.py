@@ -182,8 +182,25 @@ def test_an_error_in_mid_stream_surfaces_and_stops_the_rest(server, channels):
     # Nothing was read twice, and an application's error costs no connection.
     assert server.tickets.count(b"1") == 1
     assert channels.stats().invalidated == 0
-    with pytest.raises(OSError, match=r"FlightServerError.*the disk is gone.*endpoint 2 of 3"):
-        resolver.read(info, channels).read_all()
+    reader = resolver.read(info, channels)
+    for _ in range(2):  # no short result afterwards
+        with pytest.raises(OSError, match=r"FlightServerError.*the disk is gone.*endpoint 2 of 3"):
+            reader.read_all()
+
+
+def test_after_an_interrupt_there_is_no_short_result(server, channels, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    server.batches = 1_000_000
+    batches = resolver.read_batches(make_info(endpoints_at(3, server.url)), channels)
+    next(batches)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(batches._fetch, "take", interrupt)
+        next(batches)
+    wait_until(lambda: server.active == 0)
+    with pytest.raises(resolver.ResolverError, match="interrupted"):
+        next(batches)
 
 
 def test_a_lost_connection_costs_that_very_client(channels):
