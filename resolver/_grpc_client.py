@@ -11,6 +11,8 @@ import sys
 import threading
 import weakref
 from collections import deque
+from functools import partial
+from operator import attrgetter, is_not
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import pyarrow as pa
@@ -40,6 +42,7 @@ __all__ = [
     "FlightStreamWriter",
 ]
 
+_is_there = partial(is_not, None)
 _AHEAD: Final = 2  # encoded messages that wait for the network, at most
 
 
@@ -303,12 +306,20 @@ class _Messages:
         return [_method_of(self._call, each, name) for each in methods]
 
     def _end(self, failure: BaseException | None = None) -> None:
+        if self._ended:  # by another thread's failure, of which this one is the consequence
+            return
         self._ended = True
         self._failure = None if failure is None else without_traceback(failure)
         self._channel = None
 
     def cancel(self) -> None:
         """End the call now; the next read says so."""
+        _cancel(self._call)
+
+    def refuse(self, failure: BaseException) -> None:
+        """End the call now, for what an answer held; whoever reads on is told the same."""
+        self._kept.clear()
+        self._end(failure)
         _cancel(self._call)
 
     def __del__(self) -> None:
@@ -361,7 +372,7 @@ class FlightStreamReader:
         if self._read:
             return self._read.popleft()
         while True:
-            chunk = self._decoder.decode(next(self._messages))
+            chunk = self._decoded(next(self._messages))
             if chunk is not None:
                 return chunk
 
@@ -376,20 +387,26 @@ class FlightStreamReader:
 
     def to_reader(self) -> pa.RecordBatchReader:
         """The batches as a ``RecordBatchReader``. Metadata is dropped."""
-        batches = (chunk.data for chunk in self if chunk.data is not None)
+        # No generator: that would end after an error, as if what came before it were all.
+        batches = filter(_is_there, map(attrgetter("data"), self))
         return pa.RecordBatchReader.from_batches(self.schema, batches)
 
     def cancel(self) -> None:
         """End the stream now. From any thread; a read that waits raises."""
         self._messages.cancel()
 
-    def __iter__(self) -> Iterator[FlightStreamChunk]:
-        while True:
-            try:
-                chunk = self.read_chunk()
-            except StopIteration:
-                return
-            yield chunk
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> FlightStreamChunk:
+        return self.read_chunk()
+
+    def _decoded(self, data: wire.FlightData) -> FlightStreamChunk | None:
+        try:
+            return self._decoder.decode(data)
+        except Exception as error:
+            self._messages.refuse(error)
+            raise
 
     def _read_schema(self) -> None:
         while self._decoder.schema is None:
@@ -397,7 +414,7 @@ class FlightStreamReader:
                 data = next(self._messages)
             except StopIteration:
                 raise pa.ArrowInvalid("the stream ended before its schema came") from None
-            chunk = self._decoder.decode(data)
+            chunk = self._decoded(data)
             if chunk is not None:
                 self._read.append(chunk)
 

@@ -312,8 +312,7 @@ class _Messages:
         try:
             return decoded(self._method, message)
         except flight.FlightInternalError as error:
-            self._call.cancel()
-            self._end(error)
+            self.refuse(error)
             raise
 
     async def write(self, message: Any) -> bool:
@@ -363,11 +362,19 @@ class _Messages:
         """End the call now; the next read says so."""
         self._call.cancel()
 
+    def refuse(self, failure: Exception) -> None:
+        """End the call now, for what an answer held; whoever reads on is told the same."""
+        self._kept.clear()
+        self._call.cancel()
+        self._end(failure)
+
     def _check_loop(self) -> None:
         if self._loop is not None and _running_loop() is not self._loop:
             raise RuntimeError(_STREAM_ELSEWHERE)
 
     def _end(self, failure: Exception | None = None) -> None:
+        if self._ended:  # by another task's failure, of which this one is the consequence
+            return
         self._ended = True
         self._failure = None if failure is None else without_traceback(failure)
         self._channel = None
@@ -405,7 +412,7 @@ class FlightStreamReader:
                 data = await anext(self._messages)
             except StopAsyncIteration:
                 raise pa.ArrowInvalid("the stream ended before its schema came") from None
-            chunk = self._decoder.decode(data)
+            chunk = self._decoded(data)
             if chunk is not None:
                 self._read.append(chunk)
         return self._decoder.schema
@@ -415,7 +422,7 @@ class FlightStreamReader:
         if self._read:
             return self._read.popleft()
         while True:
-            chunk = self._decoder.decode(await anext(self._messages))
+            chunk = self._decoded(await anext(self._messages))
             if chunk is not None:
                 return chunk
 
@@ -434,6 +441,13 @@ class FlightStreamReader:
 
     async def __anext__(self) -> FlightStreamChunk:
         return await self.read_chunk()
+
+    def _decoded(self, data: wire.FlightData) -> FlightStreamChunk | None:
+        try:
+            return self._decoder.decode(data)
+        except Exception as error:
+            self._messages.refuse(error)
+            raise
 
 
 class FlightMetadataReader:

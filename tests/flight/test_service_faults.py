@@ -47,6 +47,11 @@ def batches(*, padding=b"", cut=None):
             yield wire.encode_data(header=data.header, body=[data.body[:cut], padding])
 
 
+def one_short():
+    first, second, *rest = batches()
+    yield from (first, second, [*batches(cut=-8)][2], *rest)
+
+
 def endless():
     yield from batches()
     while True:
@@ -57,6 +62,7 @@ STREAMS = {
     b"plain": batches,
     b"padded": lambda: batches(padding=bytes(64)),
     b"short": lambda: batches(cut=-8),
+    b"one short": one_short,
     b"garbage": lambda: iter([GARBAGE]),
     b"endless": endless,
 }
@@ -137,6 +143,9 @@ class Blocking:
     def read(self, ticket):
         return self.client.do_get(flight.Ticket(ticket)).read_all()
 
+    def do(self, function):
+        return function()
+
     def close(self):
         self.client.close()
 
@@ -162,6 +171,9 @@ class Aio:
             return await (await self.client.do_get(flight.Ticket(ticket))).read_all()
 
         return self.runner.run(read())
+
+    def do(self, function):
+        return self.runner.run(function())
 
     def close(self):
         self.runner.run(self.client.close())
@@ -195,6 +207,14 @@ def test_a_padded_body_loses_no_batch(client, ticket):
 def test_a_body_cut_short_is_an_error(client):
     with pytest.raises(OSError, match="message body"):
         client.read(b"short")
+
+
+def test_after_a_message_that_cannot_be_read_there_is_no_other(client):
+    """Or the batches about it would look like all there are."""
+    reader = client.do(lambda: client.client.do_get(flight.Ticket(b"one short")))
+    for _ in range(3):
+        with pytest.raises(OSError, match="message body"):
+            client.do(reader.read_all)
 
 
 @pytest.mark.parametrize("name", ["do_get", "do_action", "get_flight_info", "get_schema"])
@@ -352,6 +372,15 @@ def test_a_stream_that_failed_does_not_end_as_if_it_were_whole():
     with Stuck("grpc://127.0.0.1:0") as server:
         asyncio.run(read(server.port, b"fails", flight.FlightServerError))
         asyncio.run(read(server.port, b"stuck", flight.FlightCancelledError))
+
+
+def test_a_reader_of_a_stream_that_failed_does_not_end_as_if_it_were_whole(url):
+    with GrpcConnector().connect(url) as client:
+        reader = client.do_get(flight.Ticket(b"one short")).to_reader()
+        assert reader.read_next_batch() == BATCHES[0]
+        for _ in range(2):
+            with pytest.raises(OSError, match="message body"):
+                reader.read_all()
 
 
 def test_nothing_is_written_after_the_end_was_announced():
