@@ -8,11 +8,12 @@ of their endpoints or as they come, never more than the bound, and the first err
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from ._errors import ResolverError
+from ._errors import ForkedProcessError, ResolverError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +39,26 @@ def interrupted() -> ResolverError:
     )
 
 
-class Fetch:
+class OfOneProcess:
+    """What a forked child has inherited and must leave alone: its parent's streams."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+
+    @property
+    def _is_inherited(self) -> bool:
+        return self._process != os.getpid()
+
+    def _check_process(self) -> None:
+        if self._is_inherited:
+            raise ForkedProcessError(
+                f"Process {self._process} was reading here when this process was forked from it, "
+                "and gRPC does not survive a fork: read in one of them alone, or start processes "
+                "with the 'spawn' or 'forkserver' method of multiprocessing"
+            )
+
+
+class Fetch(OfOneProcess):
     """Runs ``job(index, fetch)`` for each of `count` endpoints, `concurrency` at a time.
 
     A job calls `opened`, then `put` for each batch, and raises what went wrong. At most
@@ -56,6 +76,7 @@ class Fetch:
         concurrency: int,
         prefetch: int,
     ) -> None:
+        super().__init__()
         self._job = job
         self._count = count
         self._ordered = ordered
@@ -122,6 +143,8 @@ class Fetch:
 
     def stop(self) -> None:
         """End every job, without waiting for it; idempotent, for any thread."""
+        if self._is_inherited:  # to cancel would be to write to the parent's connection
+            return
         with self._changed:
             self._stopped = True
             self._queues.clear()
@@ -134,6 +157,8 @@ class Fetch:
 
     def fail(self, error: BaseException) -> None:
         """End every job; who reads on gets `error`, and never a part as if it were all."""
+        if self._is_inherited:
+            return
         with self._changed:
             # A stream cancelled by `stop` raises too: that is no news.
             if self._stopped:
@@ -192,6 +217,7 @@ class Fetch:
         return slot == self._head and not self._queues.get(slot)
 
     def _start(self) -> None:
+        self._check_process()
         with self._changed:
             if self._started or self._stopped:
                 return

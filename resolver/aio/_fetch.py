@@ -12,13 +12,13 @@ import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from resolver._fetch import interrupted
+from resolver._fetch import OfOneProcess, interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 
-class Fetch:
+class Fetch(OfOneProcess):
     """Runs ``job(index, fetch)`` for each of `count` endpoints, `concurrency` at a time.
 
     A job awaits `put` for each batch, and raises what went wrong. At most ``prefetch + 1``
@@ -36,6 +36,7 @@ class Fetch:
         concurrency: int,
         prefetch: int,
     ) -> None:
+        super().__init__()
         self._loop = asyncio.get_running_loop()
         self._job = job
         self._count = count
@@ -100,6 +101,8 @@ class Fetch:
 
     async def stop(self) -> None:
         """End every job, and wait until they have ended; idempotent."""
+        if self._is_inherited:
+            return
         self._cancel()
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         if tasks:
@@ -109,13 +112,13 @@ class Fetch:
 
     def abandon(self) -> None:
         """End every job, from any thread: nobody reads any more."""
-        if not self._loop.is_closed():
+        if not self._is_inherited and not self._loop.is_closed():
             with contextlib.suppress(RuntimeError):  # it was closed just now
                 self._loop.call_soon_threadsafe(self._cancel)
 
     def fail(self, error: BaseException) -> None:
         """End every job; who reads on gets `error`, and never a part as if it were all."""
-        if not self._stopped:
+        if not self._stopped and not self._is_inherited:
             self._error = error
             self._cancel(but=asyncio.current_task())
             self._wake()
@@ -143,6 +146,7 @@ class Fetch:
         return slot == self._head and not self._queues.get(slot)
 
     def _start(self) -> None:
+        self._check_process()
         if self._tasks or self._stopped:
             return
         self._tasks = [

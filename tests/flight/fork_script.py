@@ -20,7 +20,13 @@ from pathlib import Path
 
 from pyarrow import flight
 
-from resolver import DefaultChannelResolver, FlightConnector, ForkedProcessError, _fork
+from resolver import (
+    DefaultChannelResolver,
+    FlightConnector,
+    ForkedProcessError,
+    _fork,
+    read_batches,
+)
 from resolver.testing import FakeConnector
 
 AT_ONCE = 1.0
@@ -95,6 +101,24 @@ def live_connection(url: str, finalize: bool) -> None:
     assert rows == 500 * 1_024
     (connections,) = client.do_action("connections")
     assert connections.body.to_pybytes() == b"1", "nothing was closed and opened again"
+
+
+def half_read(url: str, finalize: bool) -> None:
+    """The child reads no further, and ends or closes nothing that its parent reads."""
+    location = flight.Location(url.replace("http", "grpc+tcp"))
+    endpoints = [flight.FlightEndpoint(b"2000", [location])]
+    info = flight.FlightInfo(None, flight.FlightDescriptor.for_path("a"), endpoints, -1, -1)
+    batches = read_batches(info, DefaultChannelResolver())
+    rows = next(batches).num_rows
+
+    def child() -> None:
+        for _ in range(2):
+            refused(lambda: next(batches))
+        refused(lambda: batches.schema)
+        batches.close()
+
+    in_child(child, finalize=finalize)
+    assert rows + sum(batch.num_rows for batch in batches) == 2000 * 1_024
 
 
 def constructed_only(url: str, finalize: bool) -> None:

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
     "scenario",
     [
         "live_connection",
+        "half_read",
         "constructed_only",
         "own_client",
         "bare_client",

@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from resolver import ForkedProcessError
+from resolver.aio._fetch import Fetch
 from tests.support.aio import aio_resolver_type
 
 DEADLINE = 20.0
@@ -147,6 +148,33 @@ def with_a_loop_of_its_own(kind: type) -> None:
     in_child(child)
     assert loop.run_until_complete(resolver.get_flight_client_for_url(URL)) is client
     loop.close()
+
+
+def half_read(_kind: type) -> None:
+    """What the parent reads is none of the child's."""
+
+    async def main():
+        ended = False
+
+        async def job(_index, fetch):
+            nonlocal ended
+            try:
+                for number in range(9):
+                    await fetch.put(0, number)
+            finally:
+                ended = True
+
+        def child() -> None:
+            refused(lambda: step(fetch.take()))
+            step(fetch.stop())
+            assert not ended
+
+        fetch = Fetch(job, 1, ordered=True, concurrency=1, prefetch=2)
+        assert await fetch.take() == 0
+        in_child(child)
+        assert [await fetch.take() for _ in range(8)] == list(range(1, 9))
+
+    asyncio.run(main())
 
 
 def dropped_in_the_child(kind: type) -> None:

@@ -72,7 +72,13 @@ def test_a_forked_child_refuses_frees_nothing_and_ends(implementation, case, rep
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.parametrize(
     "case",
-    ["inside_a_running_loop", "with_a_loop_of_its_own", "dropped_in_the_child", "never_used"],
+    [
+        "inside_a_running_loop",
+        "with_a_loop_of_its_own",
+        "dropped_in_the_child",
+        "half_read",
+        "never_used",
+    ],
 )
 def test_a_forked_child_of_an_asyncio_program_refuses_and_frees_nothing(implementation, case):
     assert run("aio_fork.py", implementation, case) == "ok\n"
