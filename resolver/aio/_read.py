@@ -208,7 +208,8 @@ class _Calls(EndpointCalls):
             client = await self._client(None)
             with self.invalidating(None, client):
                 answers = client.do_action(renewal_of(endpoint), timeout=self.timeout)
-                return renewed_endpoint([each async for each in answers]), ""
+                answer = await anext(answers, None)  # as the blocking twin: no more than one
+                return renewed_endpoint([] if answer is None else [answer]), ""
         except CALL_ERRORS as error:
             # A server need not renew, and may serve what it called expired.
             return endpoint, f"; it has expired and was not renewed ({described(error)})"
