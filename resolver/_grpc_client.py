@@ -437,7 +437,9 @@ class FlightStreamWriter:
     """Sends batches. For one thread at a time. A ``with`` block closes it at its end.
 
     ``close()`` waits until the server has ended the call, and raises what it said. What was
-    not read by then is kept in memory for the reader, if that is still there.
+    not read by then is kept in memory for the reader, if that is still there: all of it, since
+    to wait for a reader that has seen enough would be to wait for ever. For answers of any size
+    read to their end between ``done_writing()`` and ``close()``; then the server is made to wait.
     """
 
     def __init__(
