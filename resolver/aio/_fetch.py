@@ -149,10 +149,10 @@ class Fetch(OfOneProcess):
         self._check_process()
         if self._tasks or self._stopped:
             return
-        self._tasks = [
-            self._loop.create_task(self._run(), name="resolver-read")
-            for _ in range(self._concurrency)
-        ]
+        for _ in range(self._concurrency):
+            if not self._stopped:  # a task may begin, and fail, as soon as it is made
+                task = self._loop.create_task(self._run(), name="resolver-read")
+                self._tasks.append(task)
 
     async def _run(self) -> None:
         for index in self._indexes:
