@@ -65,7 +65,7 @@ def test_a_dead_and_a_slow_location_are_followed_by_a_live_one(
         table = resolver.read(info, channels, concurrency=2).read_all()
         assert sorted(rows(table)) == expected(6)
         # Two threads begin at once; after them the places that failed are tried last.
-        assert slow.connections <= 2
+        assert channels.stats().connect_failures <= 4
     assert sorted(server.tickets) == [b"0", b"1", b"2", b"3", b"4", b"5"]
 
 
