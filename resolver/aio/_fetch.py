@@ -103,6 +103,7 @@ class Fetch(OfOneProcess):
         """End every job, and wait until they have ended; idempotent."""
         if self._is_inherited:
             return
+        self._check_loop()
         self._cancel()
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         if tasks:
@@ -118,7 +119,7 @@ class Fetch(OfOneProcess):
 
     def fail(self, error: BaseException) -> None:
         """End every job; who reads on gets `error`, and never a part as if it were all."""
-        if not self._stopped and not self._is_inherited:
+        if not (self._stopped or self._is_inherited or self._is_elsewhere):
             self._error = error
             self._cancel(but=asyncio.current_task())
             self._wake()
@@ -147,12 +148,24 @@ class Fetch(OfOneProcess):
 
     def _start(self) -> None:
         self._check_process()
+        self._check_loop()
         if self._tasks or self._stopped:
             return
         for _ in range(self._concurrency):
             if not self._stopped:  # a task may begin, and fail, as soon as it is made
                 task = self._loop.create_task(self._run(), name="resolver-read")
                 self._tasks.append(task)
+
+    @property
+    def _is_elsewhere(self) -> bool:
+        return asyncio.get_running_loop() is not self._loop
+
+    def _check_loop(self) -> None:
+        if self._is_elsewhere:
+            raise RuntimeError(
+                "this reader belongs to the event loop in which read() was awaited; use it there, "
+                "with asyncio.run_coroutine_threadsafe() from elsewhere"
+            )
 
     async def _run(self) -> None:
         for index in self._indexes:

@@ -430,6 +430,30 @@ def test_a_loop_may_end_in_the_middle_of_a_read(server):
     gc.collect()
 
 
+def test_a_reader_of_another_loop_says_whose_it_is(server):
+    async def begin():
+        made = aio.DefaultChannelResolver()
+        batches = await aio.read(make_info(endpoints_at(1, server.url)), made)
+        await anext(batches)
+        return made, batches
+
+    async def end(made, batches):
+        assert (await batches.read_all()).num_rows == 2
+        await made.aclose()
+
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        made, batches = first.run(begin())
+        for use in (lambda: anext(batches), batches.aclose):
+
+            async def elsewhere(use=use):
+                async with asyncio.timeout(5):
+                    await use()
+
+            with pytest.raises(RuntimeError, match="belongs to the event loop in which"):
+                second.run(elsewhere())
+        first.run(end(made, batches))
+
+
 def test_a_task_cancelled_at_whatever_moment_leaves_no_call_behind(server):
     """One that was just about to begin went on, unread, until its server was stopped."""
     server.batches = 1_000_000
