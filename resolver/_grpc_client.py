@@ -454,7 +454,7 @@ class FlightStreamWriter:
         self._descriptor: bytes = descriptor.serialize()
         self._options = options
         self._encoder: BatchEncoder | None = None
-        self._closed = False
+        self._given_up = False
 
     def begin(self, schema: pa.Schema, options: pa.ipc.IpcWriteOptions | None = None) -> None:
         """Send the schema of the batches that follow."""
@@ -490,12 +490,10 @@ class FlightStreamWriter:
         self._requests.finish()
 
     def close(self) -> None:
-        """End the call in order. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
+        """End the call in order. Idempotent: what it raised, it raises again."""
         self.done_writing()
-        self._messages.receive_rest()
+        if not self._given_up:
+            self._messages.receive_rest()
 
     def __enter__(self) -> Self:
         return self
@@ -504,7 +502,7 @@ class FlightStreamWriter:
         if kind is None:
             self.close()
             return
-        self._closed = True
+        self._given_up = True
         self._messages.cancel()
 
     def _taken_descriptor(self) -> bytes:

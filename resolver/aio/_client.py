@@ -328,8 +328,7 @@ class _Messages:
             if isinstance(_as_told(error), Exception):
                 return False
             # Nobody can tell whether the message was sent, so none may follow it.
-            self._call.cancel()
-            self._end(flight.FlightCancelledError("a task that wrote the stream was cancelled"))
+            self.refuse(flight.FlightCancelledError("a task that wrote the stream was cancelled"))
             raise
         except Exception as error:
             if callable(getattr(error, "code", None)):
@@ -356,7 +355,12 @@ class _Messages:
         self._check_loop()
         # A call that the server has ended; reading says why.
         with contextlib.suppress(import_grpc()._cython.cygrpc.InternalError):  # noqa: SLF001
-            await self._call.done_writing()
+            try:
+                await self._call.done_writing()
+            except asyncio.CancelledError as error:
+                if not isinstance(_as_told(error), Exception):
+                    self.refuse(flight.FlightCancelledError("a task that ended it was cancelled"))
+                    raise
 
     def cancel(self) -> None:
         """End the call now; the next read says so."""
@@ -484,6 +488,7 @@ class FlightStreamWriter:
         self._options = options
         self._encoder: BatchEncoder | None = None
         self._closed = False
+        self._given_up = False
         self._done = False
 
     async def begin(self, schema: pa.Schema, options: pa.ipc.IpcWriteOptions | None = None) -> None:
@@ -520,12 +525,12 @@ class FlightStreamWriter:
         await self._messages.done_writing()
 
     async def close(self) -> None:
-        """End the call in order. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        await self.done_writing()
-        await self._messages.receive_rest()
+        """End the call in order. Idempotent: what it raised, it raises again."""
+        if not self._closed:
+            self._closed = True
+            await self.done_writing()
+        if not self._given_up:
+            await self._messages.receive_rest()
 
     async def __aenter__(self) -> Self:
         return self
@@ -534,7 +539,7 @@ class FlightStreamWriter:
         if kind is None:
             await self.close()
         else:
-            self._closed = True
+            self._closed = self._given_up = True
             self._messages.cancel()
 
     def _taken_descriptor(self) -> bytes:

@@ -158,3 +158,42 @@ def test_cancelling_a_stream_is_an_error_to_who_writes_it_and_cancels_no_task(un
             await writing
 
     run(main())
+
+
+@pytest.mark.parametrize("layers", [[], [CallMetrics()]], ids=["plain", "layered"])
+@pytest.mark.parametrize("steps", [1, 2, 3, None])
+def test_a_close_that_was_cancelled_says_so_again(unreading, layers, steps):
+    """Or who asks once more would take it that everything arrived."""
+
+    async def main():
+        client = await aio.GrpcConnector(layers=layers).connect(
+            f"http://127.0.0.1:{unreading.port}"
+        )
+        writer, _reader = client.do_exchange(flight.FlightDescriptor.for_path("a"))
+        await writer.begin(LARGE.schema)
+        closing = asyncio.create_task(writer.close())
+        if steps is None:
+            await asyncio.wait([closing], timeout=0.3)  # by then it waits for the server
+        for _ in range(steps or 0):
+            await asyncio.sleep(0)
+        assert closing.cancel()
+        await asyncio.wait([closing])
+        assert closing.cancelled()
+        for _ in range(2):
+            with pytest.raises(flight.FlightCancelledError):
+                await writer.close()
+        await until(lambda: not unreading.active)
+
+    run(main())
+
+
+def test_closing_a_writer_whose_block_failed_hides_no_error(unreading):
+    async def main():
+        client = await aio.GrpcConnector().connect(f"http://127.0.0.1:{unreading.port}")
+        writer, _reader = client.do_exchange(flight.FlightDescriptor.for_path("a"))
+        with pytest.raises(KeyError):
+            async with writer:
+                raise KeyError
+        await writer.close()
+
+    run(main())
