@@ -8,12 +8,10 @@ of their endpoints or as they come, never more than the bound, and the first err
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from ._errors import ForkedProcessError, ResolverError
+from ._buffer import NOT_YET, Buffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,33 +30,7 @@ class Stopped(Exception):  # noqa: N818 -- a signal to a job, not an error
     """The reader is gone; the job ends without a word."""
 
 
-def interrupted() -> ResolverError:
-    """What who reads on is told after a cancellation, or a signal, in the middle."""
-    return ResolverError(
-        "Reading was interrupted half-way, and every stream has ended: read from the start"
-    )
-
-
-class OfOneProcess:
-    """What a forked child has inherited and must leave alone: its parent's streams."""
-
-    def __init__(self) -> None:
-        self._process = os.getpid()
-
-    @property
-    def _is_inherited(self) -> bool:
-        return self._process != os.getpid()
-
-    def _check_process(self) -> None:
-        if self._is_inherited:
-            raise ForkedProcessError(
-                f"Process {self._process} was reading here when this process was forked from it, "
-                "and gRPC does not survive a fork: read in one of them alone, or start processes "
-                "with the 'spawn' or 'forkserver' method of multiprocessing"
-            )
-
-
-class Fetch(OfOneProcess):
+class Fetch(Buffer):
     """Runs ``job(index, fetch)`` for each of `count` endpoints, `concurrency` at a time.
 
     A job calls `opened`, then `put` for each batch, and raises what went wrong. At most
@@ -76,29 +48,13 @@ class Fetch(OfOneProcess):
         concurrency: int,
         prefetch: int,
     ) -> None:
-        super().__init__()
+        super().__init__(count, ordered=ordered, prefetch=prefetch)
         self._job = job
-        self._count = count
-        self._ordered = ordered
         self._concurrency = min(concurrency, count)
-        self._prefetch = prefetch
         self._changed = threading.Condition()
-        self._queues: dict[int, deque[Any]] = {}
-        self._waiting = 0
-        self._peak = 0
         self._next = 0
-        self._head = 0
-        self._done: set[int] = set()
         self._streams: set[Cancellable] = set()
-        self._schema: Any = None
-        self._error: BaseException | None = None
-        self._stopped = False
         self._started = False
-
-    @property
-    def peak(self) -> int:
-        """The most batches that ever waited at once."""
-        return self._peak
 
     # -- for the reader --------------------------------------------------------------------
 
@@ -106,49 +62,24 @@ class Fetch(OfOneProcess):
         """The next batch, or None at the end. Blocks; raises the first error of any job."""
         self._start()
         with self._changed:
-            while True:
-                if self._error is not None:
-                    raise self._error
-                if self._stopped:
-                    return None
-                if queue := self._queues.get(self._head):
-                    batch = queue.popleft()
-                    self._waiting -= 1
-                    self._changed.notify_all()
-                    return batch
-                if len(self._done) == self._count and not self._waiting:
-                    return None
-                if self._ordered and self._head in self._done:
-                    self._queues.pop(self._head, None)
-                    self._head += 1
-                    self._changed.notify_all()  # whose turn it is may put beyond the bound
-                else:
-                    self._changed.wait()
+            while (batch := self._next_locked()) is NOT_YET:
+                self._changed.wait()
+            return batch
 
     def schema(self) -> Any:
         """The schema of the endpoint that answers first. Blocks; None without endpoints."""
         self._start()
         with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    self._schema is not None
-                    or self._error is not None
-                    or self._stopped
-                    or len(self._done) == self._count
-                )
-            )
-            if self._error is not None:
-                raise self._error
-            return self._schema
+            while (schema := self._first_schema_locked()) is NOT_YET:
+                self._changed.wait()
+            return schema
 
     def stop(self) -> None:
         """End every job, without waiting for it; idempotent, for any thread."""
         if self._is_inherited:  # to cancel would be to write to the parent's connection
             return
         with self._changed:
-            self._stopped = True
-            self._queues.clear()
-            self._waiting = 0
+            self._stop_locked()
             streams = list(self._streams)
             self._changed.notify_all()
         for stream in streams:
@@ -200,21 +131,12 @@ class Fetch(OfOneProcess):
 
     def put(self, index: int, batch: Any) -> None:
         """Hand over one batch of endpoint `index`. Blocks while too many wait."""
-        slot = index if self._ordered else 0
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._has_room_locked(slot))
+            self._changed.wait_for(lambda: self._stopped or self._has_room_locked(index))
             self.check_running()
-            self._queues.setdefault(slot, deque()).append(batch)
-            self._waiting += 1
-            self._peak = max(self._peak, self._waiting)
-            self._changed.notify_all()
+            self._put_locked(index, batch)
 
     # -- inside ----------------------------------------------------------------------------
-
-    def _has_room_locked(self, slot: int) -> bool:
-        if self._waiting < self._prefetch:
-            return True
-        return slot == self._head and not self._queues.get(slot)
 
     def _start(self) -> None:
         self._check_process()

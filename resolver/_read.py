@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 import pyarrow as pa
 from pyarrow import flight
 
+from ._buffer import interrupted
 from ._checks import check_count
 from ._endpoints import (
     Place,
@@ -31,7 +32,7 @@ from ._endpoints import (
     renewed_endpoint,
 )
 from ._errors import ResolverError
-from ._fetch import Fetch, interrupted
+from ._fetch import Fetch
 from ._resolver import default_channel_resolver
 from ._urls import parse_worker_url
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from resolver._fetch import OfOneProcess, interrupted
+from resolver._buffer import NOT_YET, Buffer, interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 
-class Fetch(OfOneProcess):
+class Fetch(Buffer):
     """Runs ``job(index, fetch)`` for each of `count` endpoints, `concurrency` at a time.
 
     A job awaits `put` for each batch, and raises what went wrong. At most ``prefetch + 1``
@@ -36,68 +35,29 @@ class Fetch(OfOneProcess):
         concurrency: int,
         prefetch: int,
     ) -> None:
-        super().__init__()
+        super().__init__(count, ordered=ordered, prefetch=prefetch)
         self._loop = asyncio.get_running_loop()
         self._job = job
-        self._count = count
-        self._ordered = ordered
         self._concurrency = min(concurrency, count)
-        self._prefetch = prefetch
         self._changed = asyncio.Condition()
-        self._queues: dict[int, deque[Any]] = {}
-        self._waiting = 0
-        self._peak = 0
         self._indexes = iter(range(count))
-        self._head = 0
-        self._done: set[int] = set()
         self._tasks: list[asyncio.Task[None]] = []
-        self._schema: Any = None
-        self._error: BaseException | None = None
-        self._stopped = False
-
-    @property
-    def peak(self) -> int:
-        """The most batches that ever waited at once."""
-        return self._peak
 
     async def take(self) -> Any:
         """The next batch, or None at the end. Raises the first error of any job."""
         self._start()
         async with self._changed:
-            while True:
-                if self._error is not None:
-                    raise self._error
-                if self._stopped:
-                    return None
-                if queue := self._queues.get(self._head):
-                    batch = queue.popleft()
-                    self._waiting -= 1
-                    self._changed.notify_all()
-                    return batch
-                if len(self._done) == self._count and not self._waiting:
-                    return None
-                if self._ordered and self._head in self._done:
-                    self._queues.pop(self._head, None)
-                    self._head += 1
-                    self._changed.notify_all()  # whose turn it is may put beyond the bound
-                else:
-                    await self._changed.wait()
+            while (batch := self._next_locked()) is NOT_YET:
+                await self._changed.wait()
+            return batch
 
     async def schema(self) -> Any:
         """The schema of the endpoint that answers first; None without endpoints."""
         self._start()
         async with self._changed:
-            await self._changed.wait_for(
-                lambda: (
-                    self._schema is not None
-                    or self._error is not None
-                    or self._stopped
-                    or len(self._done) == self._count
-                )
-            )
-        if self._error is not None:
-            raise self._error
-        return self._schema
+            while (schema := self._first_schema_locked()) is NOT_YET:
+                await self._changed.wait()
+            return schema
 
     async def stop(self) -> None:
         """End every job, and wait until they have ended; idempotent."""
@@ -133,18 +93,9 @@ class Fetch(OfOneProcess):
 
     async def put(self, index: int, batch: Any) -> None:
         """Hand over one batch of endpoint `index`. Waits while too many wait."""
-        slot = index if self._ordered else 0
         async with self._changed:
-            await self._changed.wait_for(lambda: self._has_room(slot))
-            self._queues.setdefault(slot, deque()).append(batch)
-            self._waiting += 1
-            self._peak = max(self._peak, self._waiting)
-            self._changed.notify_all()
-
-    def _has_room(self, slot: int) -> bool:
-        if self._waiting < self._prefetch:
-            return True
-        return slot == self._head and not self._queues.get(slot)
+            await self._changed.wait_for(lambda: self._has_room_locked(index))
+            self._put_locked(index, batch)
 
     def _start(self) -> None:
         self._check_process()
@@ -181,9 +132,7 @@ class Fetch(OfOneProcess):
             await self._notify()
 
     def _cancel(self, but: asyncio.Task[Any] | None = None) -> None:
-        self._stopped = True
-        self._queues.clear()
-        self._waiting = 0
+        self._stop_locked()
         for task in self._tasks:
             if task is not but:
                 task.cancel()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 from pyarrow import flight
 
+from resolver._buffer import interrupted
 from resolver._endpoints import (
     SchemaMismatchError,
     described,
@@ -22,7 +23,6 @@ from resolver._endpoints import (
     renewed_endpoint,
 )
 from resolver._errors import ResolverError
-from resolver._fetch import interrupted
 from resolver._read import CALL_ERRORS, EndpointCalls, check_arguments, check_info
 from resolver._urls import parse_worker_url
 

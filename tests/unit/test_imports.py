@@ -43,7 +43,7 @@ LAYERS = (  # from the top; a module imports only from layers below its own
         "resolver._retrying",
         "resolver._single_flight",
     ),
-    ("resolver._cache", "resolver._cache_py", "resolver._shared_errors"),
+    ("resolver._buffer", "resolver._cache", "resolver._cache_py", "resolver._shared_errors"),
     ("resolver._urls",),
     ("resolver._errors",),
 )
