@@ -147,8 +147,8 @@ class Fetch(Buffer):
         try:
             for _ in range(self._concurrency):
                 threading.Thread(target=self._run, name=THREAD_NAME, daemon=True).start()
-        except BaseException:
-            self.stop()  # those that did start must not fetch for nobody
+        except BaseException as error:
+            self.fail(error)  # those that did start must not fetch for nobody
             raise
 
     def _run(self) -> None:

@@ -124,3 +124,21 @@ def test_stopped_before_the_start_starts_nothing():
     assert fetch.take() is None
     assert fetch.schema() is None
     assert not fetching()
+
+
+def test_a_thread_that_cannot_start_ends_the_others_and_stays_the_answer(monkeypatch):
+    start, started = threading.Thread.start, []
+
+    def only_one(thread):
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    fetch = Fetch(numbers(1_000), 3, ordered=True, concurrency=3, prefetch=2)
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="can't start"):
+        patched.setattr(threading.Thread, "start", only_one)
+        fetch.take()
+    with pytest.raises(RuntimeError, match="can't start"):
+        fetch.take()
+    wait_until(lambda: not fetching())
