@@ -164,7 +164,7 @@ class FlightBatches:
         """The info's schema; where it has none, that of the endpoint that answers first."""
         schema = self._info.schema
         if schema is None:
-            schema = self._fetch.schema()
+            schema = self._asked(self._fetch.schema)
         if schema is None:
             raise ResolverError("The FlightInfo has neither a schema nor an endpoint to ask for it")
         return schema
@@ -182,14 +182,18 @@ class FlightBatches:
         return self
 
     def __next__(self) -> pa.RecordBatch:
-        try:
-            batch = self._fetch.take()
-        except BaseException:
-            self._fetch.fail(interrupted())  # unless it is that it failed
-            raise
+        batch = self._asked(self._fetch.take)
         if batch is None:
             raise StopIteration
         return batch
+
+    def _asked(self, question: Callable[[], Any]) -> Any:
+        try:
+            return question()
+        except BaseException:
+            self._fetch.fail(interrupted())  # unless it is that it failed
+            self.close()  # else the finalizer keeps the error, whose frames keep this
+            raise
 
     def __enter__(self) -> Self:
         return self

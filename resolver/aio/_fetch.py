@@ -43,6 +43,15 @@ class Fetch(Buffer):
         self._indexes = iter(range(count))
         self._tasks: list[asyncio.Task[None]] = []
 
+    def check(self) -> None:
+        """Raise where this is of another process or event loop."""
+        self._check_process()
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError(
+                "this reader belongs to the event loop in which read() was awaited; use it there, "
+                "with asyncio.run_coroutine_threadsafe() from elsewhere"
+            )
+
     async def take(self) -> Any:
         """The next batch, or None at the end. Raises the first error of any job."""
         self._start()
@@ -63,7 +72,7 @@ class Fetch(Buffer):
         """End every job, and wait until they have ended; idempotent."""
         if self._is_inherited:
             return
-        self._check_loop()
+        self.check()
         self._cancel()
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         if tasks:
@@ -79,7 +88,7 @@ class Fetch(Buffer):
 
     def fail(self, error: BaseException) -> None:
         """End every job; who reads on gets `error`, and never a part as if it were all."""
-        if not (self._stopped or self._is_inherited or self._is_elsewhere):
+        if not self._stopped:
             self._error = error
             self._cancel(but=asyncio.current_task())
             self._wake()
@@ -98,25 +107,13 @@ class Fetch(Buffer):
             self._put_locked(index, batch)
 
     def _start(self) -> None:
-        self._check_process()
-        self._check_loop()
+        self.check()
         if self._tasks or self._stopped:
             return
         for _ in range(self._concurrency):
             if not self._stopped:  # a task may begin, and fail, as soon as it is made
                 task = self._loop.create_task(self._run(), name="resolver-read")
                 self._tasks.append(task)
-
-    @property
-    def _is_elsewhere(self) -> bool:
-        return asyncio.get_running_loop() is not self._loop
-
-    def _check_loop(self) -> None:
-        if self._is_elsewhere:
-            raise RuntimeError(
-                "this reader belongs to the event loop in which read() was awaited; use it there, "
-                "with asyncio.run_coroutine_threadsafe() from elsewhere"
-            )
 
     async def _run(self) -> None:
         for index in self._indexes:

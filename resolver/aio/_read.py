@@ -29,7 +29,7 @@ from resolver._urls import parse_worker_url
 from ._fetch import Fetch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from resolver._endpoints import Place
 
@@ -118,7 +118,7 @@ class FlightBatches:
         """The info's schema; where it has none, that of the endpoint that answers first."""
         schema = self._info.schema
         if schema is None:
-            schema = await self._fetch.schema()
+            schema = await self._asked(self._fetch.schema)
         if schema is None:
             raise ResolverError("The FlightInfo has neither a schema nor an endpoint to ask for it")
         return schema
@@ -141,14 +141,19 @@ class FlightBatches:
         return self
 
     async def __anext__(self) -> pa.RecordBatch:
-        try:
-            batch = await self._fetch.take()
-        except BaseException:
-            self._fetch.fail(interrupted())  # unless it is that it failed
-            raise
+        batch = await self._asked(self._fetch.take)
         if batch is None:
             raise StopAsyncIteration
         return batch
+
+    async def _asked(self, question: Callable[[], Awaitable[Any]]) -> Any:
+        self._fetch.check()
+        try:
+            return await question()
+        except BaseException:
+            self._fetch.fail(interrupted())  # unless it is that it failed
+            self._abandoning.detach()  # it keeps the error, whose frames keep this
+            raise
 
     async def __aenter__(self) -> Self:
         return self

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import random
 import threading
+import weakref
 
 import pyarrow as pa
 import pytest
@@ -229,6 +230,21 @@ def test_an_error_in_mid_stream_surfaces_and_stops_the_rest(server):
 
     run(main())
     assert server.tickets.count(b"1") == 1  # nothing was read twice
+
+
+@pytest.mark.parametrize("ask", [anext, aio.FlightBatches.read_schema], ids=["batch", "schema"])
+def test_a_read_that_failed_leaves_nothing_in_memory(closed_port, ask):
+    async def main():
+        async with channels() as made:
+            info = make_info(endpoints_at(1, f"http://127.0.0.1:{closed_port}"), schema=None)
+            batches = await aio.read(info, made)
+            with pytest.raises(resolver.WorkerConnectError):
+                await ask(batches)
+            left = weakref.ref(batches)
+            del batches
+            await until(lambda: gc.collect() >= 0 and left() is None)
+
+    run(main())
 
 
 def test_after_a_wait_that_was_cancelled_there_is_no_short_result(server):

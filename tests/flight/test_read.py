@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import pyarrow as pa
@@ -186,6 +187,17 @@ def test_an_error_in_mid_stream_surfaces_and_stops_the_rest(server, channels):
     for _ in range(2):  # no short result afterwards
         with pytest.raises(OSError, match=r"FlightServerError.*the disk is gone.*endpoint 2 of 3"):
             reader.read_all()
+
+
+@pytest.mark.parametrize("ask", [next, lambda batches: batches.schema], ids=["batch", "schema"])
+def test_a_read_that_failed_leaves_nothing_in_memory(channels, closed_port, ask):
+    info = make_info(endpoints_at(1, f"http://127.0.0.1:{closed_port}"), schema=None)
+    batches = resolver.read_batches(info, channels)
+    with pytest.raises(resolver.WorkerConnectError):
+        ask(batches)
+    left = weakref.ref(batches)
+    del batches
+    wait_until(lambda: gc.collect() >= 0 and left() is None)
 
 
 def test_after_an_interrupt_there_is_no_short_result(server, channels, monkeypatch):
