@@ -79,9 +79,18 @@ _TLS: Final = (
     ),
     ("is not in peer certificate", OTHER_NAME),
     ("hostname verification check failed", OTHER_NAME),
+    (
+        "missing selected alpn",
+        Diagnosis(
+            "it speaks TLS, but not HTTP/2 as gRPC does",
+            "check that the port is a Flight worker's, and any proxy in front of it",
+        ),
+    ),
     ("socket closed", _CLOSED_UNDER_TLS),
     ("connection reset", _CLOSED_UNDER_TLS),
 )
+_ALERTS: Final = ("handshake failed", "unwrap failed")
+"""Of a handshake that the other side ended: why, only a closer look can tell."""
 _OTHER_PROTOCOL: Final = (
     "use https:// if the worker has TLS, else check that the port is a Flight worker's"
 )
@@ -98,6 +107,8 @@ def is_about_tls(message: str, *, tls: bool) -> bool:
     if "errors resolving" in message or "DNS resolution failed" in message:
         return False
     text = _searched(message)
+    if tls and any(fragment in text for fragment in _ALERTS):
+        return True
     return any(fragment in text for fragment, _ in (_TLS if tls else _PLAINTEXT))
 
 

@@ -134,10 +134,12 @@ def _closes(connection: ssl.SSLSocket) -> bool:
     In TLS 1.3 a client has shaken hands before it is known what the server thinks of its
     certificate. gRPC's server then closes the connection, and most say nothing.
     """
+    import ssl  # noqa: PLC0415 -- loaded already
+
     try:
         connection.sendall(_PREFACE)
         return not connection.recv(1)
-    except ConnectionError:
+    except (ConnectionError, ssl.SSLEOFError):  # the latter of what it was too late to send
         return True
 
 

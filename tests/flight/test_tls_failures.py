@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import ssl
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
 
 from resolver import FlightConnector, TlsConfig, WorkerConnectError
+from resolver._pem import load_pair
 from resolver.testing import FlightServerProcess
 from tests.support.certificates import Pair, Signer
+from tests.support.threads import Background
 
 DAY = 86_400.0
 
@@ -177,6 +183,62 @@ def test_it_says_which_failure_it_was(failure: str, connect: Connect, world: Wor
     assert remedy in message
     assert url in message
     assert "BEGIN" not in repr(caught.value) + message + str(caught.value.__cause__)
+
+
+@contextmanager
+def server_of_others(
+    pair: Pair, *, authority: bytes | None = None, alpn: str = "h2", newest: ssl.TLSVersion
+) -> Iterator[str]:
+    """The URL of what shakes hands as the standard library does, and then says nothing."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    load_pair(context, *pair)
+    context.maximum_version = newest
+    context.set_alpn_protocols([alpn])
+    if authority is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=authority.decode("ascii"))
+
+    def serve() -> None:
+        while True:
+            try:
+                peer, _ = listener.accept()
+            except OSError:
+                return  # closed
+            with peer, contextlib.suppress(OSError):
+                peer.settimeout(10)
+                with context.wrap_socket(peer, server_side=True) as connection:
+                    connection.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = Background(serve)
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+        serving.result()
+
+
+@connectors
+@pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_refusal_by_other_servers_than_grpcs_is_told_too(
+    newest: ssl.TLSVersion, connect: Connect, world: World
+) -> None:
+    trusting = {"root_certificates": world.signer.root}
+    stranger = world.stranger.issue("x@y.example").as_client()
+    with server_of_others(world.signer.issue(), authority=world.signer.root, newest=newest) as url:
+        with pytest.raises(WorkerConnectError, match="asks for a client certificate"):
+            connect(url, TlsConfig(**trusting))
+        with pytest.raises(WorkerConnectError, match="does not trust the authority"):
+            connect(url, TlsConfig(**trusting, **stranger))
+
+
+@connectors
+def test_a_server_of_another_protocol_under_tls_is_told(connect: Connect, world: World) -> None:
+    with (
+        server_of_others(
+            world.signer.issue(), alpn="http/1.1", newest=ssl.TLSVersion.TLSv1_3
+        ) as url,
+        pytest.raises(WorkerConnectError, match="not HTTP/2"),
+    ):
+        connect(url, TlsConfig(root_certificates=world.signer.root))
 
 
 @connectors
