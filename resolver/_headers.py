@@ -21,6 +21,8 @@ from typing import Any, Final, TypeAlias
 
 from pyarrow import flight
 
+from ._shared_errors import drop_tracebacks
+
 HeaderValue: TypeAlias = str | bytes
 StaticHeaders: TypeAlias = Mapping[str, HeaderValue] | Iterable[tuple[str, HeaderValue]]
 Headers: TypeAlias = StaticHeaders | Callable[[], StaticHeaders]
@@ -122,6 +124,7 @@ class CallHeadersFactory(flight.ClientMiddlewareFactory):  # type: ignore[misc] 
                     "until it recovers",
                     type(error).__name__,
                 )
+            drop_tracebacks(error)  # they would keep the caller's frames alive, too
             self.failure = error
             return _CallHeaders(REFUSE_CALL)
         self.failure = None

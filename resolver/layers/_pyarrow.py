@@ -14,6 +14,7 @@ import pyarrow as pa
 from pyarrow import flight
 
 from resolver._headers import REFUSE_CALL, redact
+from resolver._shared_errors import drop_tracebacks
 
 from ._call import FLIGHT_SERVICE, Begins, Call, End, EndOnce
 
@@ -73,7 +74,8 @@ class LayerFactory(flight.ClientMiddlewareFactory):  # type: ignore[misc]  # pya
                     type(self._layer).__name__,
                     type(error).__name__,
                 )
-            self.failure = error.with_traceback(None)
+            drop_tracebacks(error)
+            self.failure = error
             return _OneCall(REFUSE_CALL, None)
         self.failure = None
         self._of_thread.call = call

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from resolver._errors import ResolverError
 from resolver._headers import normalize_headers
-from resolver._shared_errors import without_traceback
+from resolver._shared_errors import drop_tracebacks, without_traceback
 
 _FIRST_REST: Final = 0.5  # seconds after a provider's first failure until it is asked again
 _LONGEST_REST: Final = 30.0
@@ -182,7 +182,8 @@ class TokenSource:
         try:
             outcome = _checked(_called(self._provider))
         except BaseException as error:  # noqa: BLE001 -- whoever waits must hear of it
-            outcome = error.with_traceback(None)  # its frames may hold a token
+            drop_tracebacks(error)  # its frames, and those of its causes, may hold a token
+            outcome = error
         is_first_failure = False
         with self._lock:
             now = time.monotonic()

@@ -9,6 +9,7 @@ import logging
 import pickle
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -162,6 +163,34 @@ def test_a_provider_that_fails_is_not_asked_by_every_call(caplog) -> None:
     wait_until(lambda: "RuntimeError" in caplog.text)
     assert "s3cret" not in caplog.text
     assert caplog.text.count("RuntimeError") == 1
+
+
+def frames_of(error: BaseException | None) -> list[Any]:
+    """What the tracebacks of an error and of its causes keep alive."""
+    found = []
+    while error is not None:
+        found += [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        error = error.__cause__ or error.__context__
+    return found
+
+
+@pytest.mark.parametrize("through", ["layer", "pyarrow", "headers"])
+def test_no_frame_that_may_hold_a_token_hangs_on_an_error(through, url) -> None:
+    def provide() -> str:
+        secret = "s3cret"
+        try:
+            raise OSError("refused")
+        except OSError as error:
+            raise RuntimeError(f"no token for a secret of {len(secret)}") from error
+
+    options: dict[str, Any] = {"layers": [BearerToken(provide)]}
+    if through == "headers":
+        options = {"headers": provide}
+    with pytest.raises((TokenUnavailableError, WorkerConnectError)) as caught:
+        if through == "layer":
+            sent(BearerToken(provide))
+        FlightConnector(**options).connect(url)
+    assert all("secret" not in frame.f_locals for frame in frames_of(caught.value))
 
 
 def test_nobody_waits_for_the_log_of_a_failure() -> None:
