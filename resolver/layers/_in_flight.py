@@ -30,7 +30,8 @@ class TooManyCallsError(ResolverError, TimeoutError):
 class InFlightLimit(Layer):
     """At most `limit` calls under way at once; others wait their turn.
 
-    A stream counts until it has ended, was cancelled, or nobody holds it any more. So a
+    A stream counts until it has ended, was cancelled, or nobody holds it any more (pyarrow
+    says that one was cancelled only when it is read again, or let go). So a
     thread that opens a second stream while it reads the first needs two places, and with
     none left it would wait for itself: ``wait`` bounds that.
 
@@ -57,18 +58,22 @@ class InFlightLimit(Layer):
         self.shared = shared
         self._gate: Final = _Gate(limit)
         self._gates = weakref.WeakSet([self._gate])
+        self._roll = threading.RLock()  # of the gates; a finalizer may come back to it
 
     @property
     def in_flight(self) -> int:
         """Calls under way now, over all channels and clients. A snapshot."""
-        return sum(gate.taken for gate in list(self._gates))
+        with self._roll:
+            gates = list(self._gates)
+        return sum(gate.taken for gate in gates)
 
     def bind(self) -> Layer:
         """A limit of its own for one more channel; this very one if it is shared."""
         if self.shared:
             return self
         bound = InFlightLimit(self.limit, wait=self.wait, shared=True)
-        self._gates.add(bound._gate)
+        with self._roll:
+            self._gates.add(bound._gate)
         return bound
 
     def begin(self, call: Call) -> End:

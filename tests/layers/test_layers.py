@@ -299,6 +299,22 @@ def test_a_limit_is_per_channel_unless_it_is_shared(channel_with):
     again.cancel()
 
 
+def test_calls_are_counted_while_channels_are_made():
+    limit, bound, is_over = InFlightLimit(1), [], threading.Event()
+
+    def make():
+        try:
+            bound.extend(limit.bind() for _ in range(3_000))
+        finally:
+            is_over.set()
+
+    def count():
+        while not is_over.is_set():
+            assert limit.in_flight == 0
+
+    run_concurrently([make, count, count])
+
+
 def test_the_refusal_is_an_error_of_this_package():
     assert issubclass(TooManyCallsError, (ResolverError, TimeoutError))
 
