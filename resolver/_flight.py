@@ -434,7 +434,7 @@ def _checked_layers(value: object) -> tuple[ClientLayer, ...]:
     for layer in layers:
         if isinstance(layer, type) or not callable(getattr(layer, "middleware", None)):
             raise TypeError(
-                f"{_shown_layer(layer)} is no layer that pyarrow can use: it needs a method "
+                f"{shown_layer(layer)} is no layer that pyarrow can use: it needs a method "
                 "middleware(); a callable from channel to channel is for grpcio channels"
             )
         layer.middleware()  # says now what pyarrow cannot do
@@ -469,7 +469,7 @@ def checked_options(value: GenericOptions) -> tuple[tuple[str, int | str], ...]:
     return tuple(sorted(options.items()))
 
 
-def _shown_layer(layer: object) -> str:
+def shown_layer(layer: object) -> str:
     """The ``repr`` of a layer of this package; of others, which may hold anything, the name."""
     kind = type(layer)
     if kind.__module__.startswith(f"{__package__}.layers."):
@@ -489,5 +489,5 @@ def masked(name: str, value: object) -> str:
         shown = (f"{key!r}: {arg if isinstance(arg, int) else '***'}" for key, arg in value)
         return "{" + ", ".join(shown) + "}"
     if name in ("layers", "interceptors", "middleware") and isinstance(value, Sequence):
-        return "(" + ", ".join(map(_shown_layer, value)) + ")"
+        return "(" + ", ".join(map(shown_layer, value)) + ")"
     return repr(value)

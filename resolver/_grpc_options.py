@@ -28,6 +28,7 @@ from ._flight import (
     checked_timeout,
     load_credentials,
     reconnect_options,
+    shown_layer,
     shown_options,
 )
 from ._flight_calls import CHANNEL_OPTIONS, flight_error
@@ -142,8 +143,18 @@ class GrpcOptions:
     def layered(self, channel: Any) -> Any:
         """``channel`` with the layers around it."""
         for layer in reversed(self.layers):
-            channel = layer(channel)
+            channel = within(layer, channel)
         return channel
+
+
+def within(layer: Layer, channel: Any) -> Any:
+    """``channel`` with ``layer`` around it. Raises ``TypeError`` if that makes no channel."""
+    layered = layer(channel)
+    if not hasattr(layered, "unary_stream"):
+        raise TypeError(
+            f"the layer {shown_layer(layer)} returned {type(layered).__name__}, not a channel"
+        )
+    return layered
 
 
 def channel_credentials(grpc: Any, credentials: Credentials) -> Any:

@@ -21,6 +21,7 @@ from resolver._grpc_options import (
     import_grpc,
     target_of,
     unreachable,
+    within,
 )
 from resolver._headers import listen_to_headers, until
 from resolver._urls import WorkerUrl, parse_worker_url
@@ -101,7 +102,7 @@ class GrpcConnector(GrpcOptions):
     def _layered(self, channel: Any) -> Any:
         for layer in reversed(self.layers):
             if not hasattr(layer, "aio_interceptors"):  # else it is in the channel already
-                channel = layer(channel)
+                channel = within(layer, channel)
         return channel
 
     async def _probe(

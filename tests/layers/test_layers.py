@@ -143,6 +143,16 @@ def test_connectors_show_layers_of_others_by_name_only():
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [GrpcConnector, resolver.aio.GrpcConnector])
+def test_a_layer_that_returns_no_channel_is_named(kind, worker):
+    def forgetful(channel):
+        grpc.intercept_channel(channel)
+
+    with pytest.raises(TypeError, match=r"forgetful> returned NoneType, not a channel"):
+        connected = kind(layers=[forgetful]).connect(worker.url)
+        asyncio.run(connected)
+
+
 @pytest.mark.parametrize(
     "make",
     [
