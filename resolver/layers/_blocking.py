@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
@@ -136,7 +137,8 @@ class _Watched:
 
     def add_done_callback(self, callback: Callable[[Any], object]) -> None:
         """As grpc's own; the call goes on until then, also if nobody holds it."""
-        if not self.add_callback(lambda: callback(self)):
+        # grpcio logs what a callback raises, if that is a partial, and else ends its thread.
+        if not self.add_callback(partial(callback, self)):
             callback(self)
 
     def __iter__(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ End: TypeAlias = Callable[[str], None]
 """Called once when a call has ended, with the name of its gRPC status, as in ``"OK"``."""
 
 FLIGHT_SERVICE = "arrow.flight.protocol.FlightService"
+
+_log = logging.getLogger("resolver")
 
 
 @dataclass(slots=True)
@@ -56,7 +59,11 @@ def left(seconds: float | None, since: float) -> float | None:
 
 
 class EndOnce:
-    """An `End` that is called at most once, by whoever notices first. Thread-safe."""
+    """An `End` that is called at most once, by whoever notices first. Thread-safe.
+
+    What it raises goes to the log: it would end the thread on which grpcio hears of all
+    calls of a channel, and make an error of a call that went well.
+    """
 
     __slots__ = ("_left",)
 
@@ -68,4 +75,7 @@ class EndOnce:
             end = self._left.pop()
         except IndexError:
             return
-        end(status)
+        try:
+            end(status)
+        except Exception:  # noqa: BLE001 -- see above
+            _log.exception("a layer failed at the end of a call")

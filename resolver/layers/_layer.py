@@ -31,9 +31,10 @@ class Layer:
     def begin(self, call: Call) -> End | None:
         """See a call before it is sent, on the thread that makes it.
 
-        Returns what to do when it ends: once, on any thread, and never before. What this
-        raises refuses the call. A grpcio call raises it to its caller (that of a stream
-        when it is first read); pyarrow cannot, and raises ``FlightInternalError``.
+        Returns what to do when it ends: once, on any thread, and never before; what that
+        raises is only logged. What this raises refuses the call. A grpcio call raises it to
+        its caller (that of a stream when it is first read); pyarrow cannot, and raises
+        ``FlightInternalError``.
         """
         raise NotImplementedError
 

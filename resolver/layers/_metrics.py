@@ -37,7 +37,7 @@ class CallMetrics(Layer):
 
     `snapshot` has them by the method's name. ``on_end(method, status, seconds)`` is called
     at each end, on whichever thread it came, for a metrics library of yours; it should be
-    quick, and what it raises is not looked after. Thread-safe.
+    quick, and what it raises is only logged. Thread-safe.
 
     Put it first to count what callers see (waiting for an `InFlightLimit` included), last
     to count what was sent.

@@ -16,9 +16,9 @@ import pytest
 from pyarrow import flight
 
 from resolver import FlightConnector, WorkerConnectError
-from resolver.layers import Call, Deadline, Layer, RequestHeaders
+from resolver.layers import Call, CallMetrics, Deadline, Layer, RequestHeaders
 from tests.layers.calls import SERVICE, act, action, body, headers_on_grpc, message, stream
-from tests.support.threads import wait_until
+from tests.support.threads import Background, wait_until
 
 GET_TWO = message(1, b"2")
 ENDLESS = message(1, b"endless")
@@ -170,6 +170,39 @@ def test_a_stream_that_was_read_and_dropped_at_once_ended_well(channel_with):
     for _ in range(50):
         assert len(list(get(GET_TWO))) == 3
     log.wait_ended(*["OK"] * 50)
+
+
+def fail(*_arguments):
+    raise RuntimeError("down")
+
+
+def test_an_end_that_raises_is_logged_and_ends_nothing_else(four_kinds, caplog):
+    layer = CallMetrics(on_end=fail)
+    with grpc.insecure_channel(f"127.0.0.1:{four_kinds}") as raw:
+        channel = layer(raw)
+        for _ in range(2):  # again on the same channel, whose thread is alive
+            calling = Background(lambda: call_all_kinds(channel, b"x"))
+            assert calling.result() == [b"x", [b"x", b"more"], b"x", [b"x"]]
+        future = channel.unary_unary("/s.S/UU").future(b"x")
+        future.add_done_callback(fail)
+        assert Background(lambda: future.result(10)).result() == b"x"
+        assert Background(lambda: channel.unary_unary("/s.S/UU")(b"x")).result() == b"x"
+    wait_until(lambda: caplog.text.count("a layer failed at the end of a call") == 10)
+
+
+def test_an_end_that_raises_is_logged_in_pyarrow_and_asyncio(worker, client_with, caplog):
+    layer = CallMetrics(on_end=fail)
+    client_with(layer).list_actions()
+    assert caplog.text.count("a layer failed at the end of a call") == 2  # the connect's, too
+
+    async def main():
+        async with grpc.aio.insecure_channel(
+            f"127.0.0.1:{worker.port}", interceptors=layer.aio_interceptors()
+        ) as channel:
+            return await channel.unary_unary(SERVICE + "DoAction")(action(b"echo", b"x"))
+
+    assert body(asyncio.run(main())) == b"x"
+    wait_until(lambda: caplog.text.count("a layer failed at the end of a call") == 3)
 
 
 def test_the_first_layer_is_outermost_on_a_channel(channel_with):
