@@ -135,6 +135,17 @@ class CallHeadersFactory(flight.ClientMiddlewareFactory):  # type: ignore[misc] 
         return redact(text, self.sent)
 
 
+def check_sendable(headers: Iterable[tuple[str, HeaderValue]]) -> None:
+    """Refuse what pyarrow would silently leave out; names the header, never its value."""
+    for name, value in headers:
+        if not isinstance(name, str):
+            raise TypeError(f"a header name is a str, not {type(name).__name__}")
+        if not isinstance(value, (str, bytes)):
+            raise TypeError(f"the value of header {name!r} is no {type(value).__name__}, but a str")
+        if not (name.isascii() and (isinstance(value, bytes) or value.isascii())):
+            raise ValueError(f"header {name!r} and its value must be ASCII")
+
+
 @contextmanager
 def listen_to_headers() -> Iterator[list[tuple[str, HeaderValue]]]:
     """A list of what layers of this package send with the calls of this block."""

@@ -45,10 +45,14 @@ class _Interceptor:
         )
         end = await self._layer.begin_async(call)
         note_headers(call.headers)
-        changed = details._replace(
-            timeout=left(call.timeout, began),  # the layer may have waited
-            metadata=grpc.aio.Metadata(*call.headers),
-        )
+        try:
+            metadata = grpc.aio.Metadata(*call.headers)
+        except BaseException:  # it is the headers that the layer added
+            if end is not None:
+                EndOnce(end)("INTERNAL")
+            raise
+        # The layer may have waited.
+        changed = details._replace(timeout=left(call.timeout, began), metadata=metadata)
         return call, changed, end
 
     async def _intercept(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 from pyarrow import flight
 
-from resolver._headers import REFUSE_CALL, redact
+from resolver._headers import REFUSE_CALL, check_sendable, redact
 from resolver._shared_errors import drop_tracebacks
 
 from ._call import FLIGHT_SERVICE, Begins, Call, End, EndOnce
@@ -60,8 +60,10 @@ class LayerFactory(flight.ClientMiddlewareFactory):  # type: ignore[misc]  # pya
         """Return the middleware of one call; called by pyarrow in the caller's thread."""
         name = info.method.name.title().replace("_", "")
         call = Call(f"/{FLIGHT_SERVICE}/{name}")
+        end = None
         try:
             end = self._layer.begin(call)
+            check_sendable(call.headers)
             grouped: dict[str, list[str | bytes]] = {}
             for header, value in call.headers:
                 grouped.setdefault(header, []).append(value)
@@ -76,6 +78,8 @@ class LayerFactory(flight.ClientMiddlewareFactory):  # type: ignore[misc]  # pya
                 )
             drop_tracebacks(error)
             self.failure = error
+            if end is not None:  # it is the headers that it added
+                EndOnce(end)("INTERNAL")
             return _OneCall(REFUSE_CALL, None)
         self.failure = None
         self._of_thread.call = call

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -402,6 +403,44 @@ def test_a_refused_pyarrow_call_never_leaves(worker, caplog):
     layer.moody = False
     assert gets_seen(client) == before
     assert caplog.text.count("Moody layer refused a call (LookupError)") == 1
+
+
+class Adding(Log):
+    """Adds one header to calls, which may be nonsense."""
+
+    header: Any = ("x-a", "1")
+
+    def begin(self, call: Call):
+        call.headers.append(self.header)
+        return super().begin(call)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [("authorization", None), ("authorization", 5), ("x-a", "né"), (b"x-a", "1"), ("x-a",)],
+)
+def test_a_pyarrow_call_never_leaves_without_a_header_of_a_layer(header, client_with):
+    layer = Adding()
+    client = client_with(layer)
+    layer.header = header
+    with pytest.raises(flight.FlightInternalError):
+        list(client.do_action("echo"))
+    assert layer.statuses == ["OK", "INTERNAL"]
+
+
+def test_a_header_that_is_none_of_grpcs_ends_the_call_in_asyncio(worker):
+    layer = Adding()
+    layer.header = ("x-a",)
+
+    async def main():
+        async with grpc.aio.insecure_channel(
+            f"127.0.0.1:{worker.port}", interceptors=layer.aio_interceptors()
+        ) as channel:
+            with pytest.raises(ValueError, match="unpack"):
+                await channel.unary_unary(SERVICE + "DoAction")(action(b"echo", b"x"))
+
+    asyncio.run(main())
+    assert layer.statuses == ["INTERNAL"]
 
 
 def test_a_layer_that_refuses_the_probe_fails_the_connect(worker):
