@@ -102,8 +102,15 @@ def _look(
     import socket  # noqa: PLC0415 -- nobody needs these until something is wrong
     import ssl  # noqa: PLC0415
 
+    class Connection(ssl.SSLSocket):
+        """Closed even if the peer resets it while it is made, and nobody gets it."""
+
+        def __del__(self) -> None:
+            self.close()
+
     host = worker.host.strip("[]")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.sslsocket_class = Connection
     context.set_alpn_protocols(["h2"])
     if credentials is not None:
         _trust(context, credentials)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import gc
 import socket
 import ssl
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +17,9 @@ from dataclasses import dataclass
 import pytest
 
 from resolver import FlightConnector, TlsConfig, WorkerConnectError
+from resolver._handshake import _look
 from resolver._pem import load_pair
+from resolver._urls import parse_worker_url
 from resolver.testing import FlightServerProcess
 from tests.support.certificates import Pair, Signer
 from tests.support.threads import Background
@@ -275,10 +281,21 @@ def test_unverified_servers_may_ask_for_certificates_too(world: World) -> None:
         FlightConnector(disable_server_verification=True).connect(world.mutual)
 
 
+def test_a_look_at_what_resets_the_connection_leaves_none_open(monkeypatch, world: World) -> None:
+    def reset(_connection: ssl.SSLSocket) -> None:
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+    monkeypatch.setattr(ssl.SSLSocket, "getpeername", reset)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        assert _look(parse_worker_url(world.tls), None, None, time.monotonic() + 10, True) is None
+        gc.collect()
+    assert not caught
+
+
 def test_a_look_at_tls_ends_with_the_deadline(monkeypatch, world: World) -> None:
     """The handshake that tells failures apart may hang in a name server; nobody waits for it."""
     import threading
-    import time
 
     from resolver import _handshake
 
