@@ -158,6 +158,7 @@ class _Adapter:
         new_number: Callable[[], int],
     ) -> None:
         self._arguments = (measured, probe_sides, options, empty, new_number)
+        self._freed_of: dict[Tree, tuple[Tree, _Adapter | None]] = {}
         self._measured = measured
         self._probe_sides = probe_sides
         self._options = options
@@ -342,9 +343,15 @@ class _Adapter:
 
     def _freed(self, side: Tree) -> tuple[Tree, _Adapter | None]:
         """``side`` as it would run if it were shuffled once more, if that saves a shuffle."""
+        if side not in self._freed_of:  # asked at every join above: not each time anew
+            self._freed_of[side] = self._newly_freed(side)
+        return self._freed_of[side]
+
+    def _newly_freed(self, side: Tree) -> tuple[Tree, _Adapter | None]:
         if side.source is not None or side.may_be_sorted:
             return side, None
         adapter = _Adapter(*self._arguments)
+        adapter._freed_of = self._freed_of
         freed = adapter.adapt(side, free=True)
         return (freed, adapter) if adapter.moved_rows else (side, None)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resolver.distributed import DistributedPhysicalOptimizerRule
-from resolver.distributed._adapt import adapt, read_by_every_task, waits_for_build_side
+from resolver.distributed._adapt import _Adapter, adapt, read_by_every_task, waits_for_build_side
 from resolver.distributed._cutter import cut
 from resolver.distributed._options import DistributedOptions
 from resolver.distributed._plan_proto import JoinType, PlanNode
@@ -403,3 +403,26 @@ def test_shares_divide_every_partition_once_and_in_order(slots, partitions):
     shares = [Share(low, high, bounds[-1]) for low, high in itertools.pairwise(bounds)]
     owned = [partition for share in shares for partition in share.of(partitions)]
     assert owned == list(range(partitions))
+
+
+def test_a_chain_of_joins_is_adapted_in_a_few_steps(planning, monkeypatch):
+    joins = " ".join(
+        f"JOIN orders o{i} ON o{i}.o_orderkey = o{i - 1}.o_orderkey" for i in range(1, 13)
+    )
+    found = stages(planning, f"SELECT o0.o_clerk FROM orders o0 {joins}")
+    stage = max(found.values(), key=lambda stage: len(stage.inputs))
+    assert len(stage.inputs) == 13
+    steps = []
+    join = _Adapter._join
+    monkeypatch.setattr(
+        _Adapter, "_join", lambda self, *args, **kw: steps.append(1) or join(self, *args, **kw)
+    )
+    adapt(
+        stage.tree,
+        {},
+        {},
+        DistributedOptions(scan_bytes_per_task=0),
+        empty=lambda tree: tree.over(),
+        new_number=itertools.count(100).__next__,
+    )
+    assert 12 <= len(steps) <= 12 * 12
