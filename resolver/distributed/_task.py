@@ -117,11 +117,10 @@ def run_task(
         except InputLostError as error:
             lost = json.dumps({"lost": error.url}).encode()
             raise flight.FlightServerError(str(error), extra_info=lost) from error
-        running = node.cooperating()
         decode = functools.partial(
             decode_plan, context=context, allow_python_udfs=allow_python_udfs
         )
-        plan = decode(running.to_bytes())
+        running, plan = _cooperating(node, decode)
         new_writer = functools.partial(_writer, exchange, request, directory)
         results = _run_partitions(plan, context, new_writer, check)
         schemas = [schema for _, schema in results if schema is not None]
@@ -153,6 +152,20 @@ def plan_metrics(plan: datafusion.ExecutionPlan) -> Iterator[NodeMetrics]:
         )
     for child in plan.children():
         yield from plan_metrics(child)
+
+
+def _cooperating(
+    node: PlanNode, decode: Callable[[bytes], datafusion.ExecutionPlan]
+) -> tuple[PlanNode, datafusion.ExecutionPlan]:
+    """``node`` with joins that give way to others, where DataFusion still decodes it then.
+
+    It decodes plans of some fifty levels, and every such join is one more.
+    """
+    running = node.cooperating()
+    try:
+        return running, decode(running.to_bytes())
+    except InvalidPlanError:
+        return node, decode(node.to_bytes())
 
 
 def _metrics_of(node: PlanNode, plan: datafusion.ExecutionPlan) -> tuple[NodeMetrics, ...]:

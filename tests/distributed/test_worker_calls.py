@@ -22,6 +22,7 @@ from resolver.distributed import (
 )
 from resolver.distributed._calls import worker_info
 from resolver.distributed._plan_proto import PlanNode
+from resolver.distributed._task import InvalidPlanError, decode_plan
 from resolver.distributed._wire import (
     AWAIT_TASK,
     EXECUTE_TASK,
@@ -334,3 +335,14 @@ def test_what_makes_a_join_stop_is_not_among_its_metrics(client, planning):
     assert any("join" in kind for kind in nodes)
     assert "cooperative" in [n.kind for n in PlanNode.parse(sent.plan).cooperating().walk()]
     assert len(execute(client, sent).nodes) == len(nodes)
+
+
+def test_a_plan_of_as_many_levels_as_datafusion_decodes_runs(client, planning):
+    joins = " ".join(
+        f"LEFT JOIN nation n{i} ON n{i}.n_nationkey = n0.n_nationkey" for i in range(1, 36)
+    )
+    sent = request(planning, f"SELECT n0.n_name FROM nation n0 {joins}")
+    cooperating = PlanNode.parse(sent.plan).cooperating().to_bytes()
+    with pytest.raises(InvalidPlanError, match="recursion limit"):
+        decode_plan(cooperating, planning)
+    assert sum(partition.rows for partition in execute(client, sent).partitions) == 25
