@@ -114,6 +114,11 @@ class ListenAddress:
             raise InsecureListenError(
                 f"{asked} means TLS: give tls_certificate and tls_key", url=asked
             )
+        if not url.host and guard.has_tls:
+            raise ValueError(
+                f"{asked} is a Unix socket, which has no TLS: nobody would be asked for a "
+                "certificate; give a token, or listen on 127.0.0.1"
+            )
         if not (insecure or guard.is_private or url.is_loopback):
             raise InsecureListenError(
                 f"{asked} can be reached by other machines, and whoever reaches a worker can "

@@ -101,6 +101,13 @@ def test_a_tls_url_needs_a_certificate():
         ListenAddress.parse("https://127.0.0.1:0", Guard(), insecure=True)
 
 
+@pytest.mark.parametrize("guard", [{}, {"token": TOKEN}, {"client_ca": b"ca"}])
+def test_a_unix_socket_is_not_taken_for_one_with_tls(tls, guard):
+    with pytest.raises(ValueError, match="Unix socket, which has no TLS"):
+        ListenAddress.parse("grpc+unix:///tmp/worker", Guard(**tls, **guard))
+    ListenAddress.parse("grpc+unix:///tmp/worker", Guard(token=TOKEN))
+
+
 @pytest.mark.parametrize(
     "options",
     [{"tls_key": b"k"}, {"tls_certificate": b"c"}, {"client_ca": b"ca"}, {"token": ""}],
