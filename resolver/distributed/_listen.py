@@ -187,9 +187,10 @@ def _asked(url: WorkerUrl, any_port: bool) -> str:
 
 def _is_wildcard(url: WorkerUrl) -> bool:
     try:
-        return ipaddress.ip_address(url.host.strip("[]")).is_unspecified
+        address = ipaddress.ip_address(url.host.strip("[]"))
     except ValueError:
         return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_unspecified
 
 
 class CallHeaders(flight.ServerMiddleware):  # type: ignore[misc]  # pyarrow has no types

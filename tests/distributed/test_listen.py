@@ -60,7 +60,9 @@ def test_other_machines_need_tls_and_a_secret(location, tls):
     ListenAddress.parse(location, Guard(), insecure=True, advertise=plain)
 
 
-@pytest.mark.parametrize("location", ["grpc://0.0.0.0:0", "grpc://[::]:0"])
+@pytest.mark.parametrize(
+    "location", ["grpc://0.0.0.0:0", "grpc://[::]:0", "grpc://[::ffff:0.0.0.0]:0"]
+)
 def test_an_address_that_nobody_can_call_is_not_announced(location):
     with pytest.raises(ValueError, match=r"advertise=.grpc://HOST:PORT"):
         ListenAddress.parse(location, Guard(), insecure=True)
