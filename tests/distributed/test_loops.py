@@ -42,6 +42,35 @@ def test_loops_are_kept():
     assert threading.active_count() == before
 
 
+def test_more_coroutines_than_loops_share_them(monkeypatch):
+    monkeypatch.setattr(_loops, "_idle", [])
+    monkeypatch.setattr(_loops, "_MOST", 2)
+    loops, begun = set(), []
+
+    async def all_at_once(number):
+        loops.add(asyncio.get_running_loop())
+        begun.append(number)
+        while len(begun) < 5:  # noqa: ASYNC110  # no event belongs to two loops
+            await asyncio.sleep(0.001)
+        return number
+
+    results = run_all([all_at_once(number) for number in range(5)], check=nothing)
+    assert results == [0, 1, 2, 3, 4]
+    assert set(_loops._idle) == loops
+    assert len(loops) == 2
+
+
+def test_without_a_loop_nothing_is_left_behind(monkeypatch):
+    monkeypatch.setattr(_loops, "_idle", [])
+    taken = [_loops._taken()]
+    monkeypatch.setattr(_loops, "_taken", taken.pop)
+    coroutines = [value(number) for number in range(3)]
+    with pytest.raises(IndexError):
+        run_all(coroutines, check=nothing)
+    assert len(_loops._idle) == 1
+    assert all(coroutine.cr_frame is None for coroutine in coroutines)
+
+
 def test_an_error_cancels_the_others_and_waits_for_them():
     ended = []
 
@@ -80,7 +109,7 @@ def test_one_that_is_cancelled_before_it_began_ends_too(monkeypatch):
     (loop,) = _loops._idle
     loop.call_soon_threadsafe(lambda: (busy.set(), go.wait(10)))
     assert busy.wait(10)
-    call = _loops._Call(7, value(0), done)
+    call = _loops._Call(7, value(0), done, _loops._Lane(1))
     call.cancel()
     go.set()
     assert done.get(timeout=10) == 7
