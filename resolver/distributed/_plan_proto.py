@@ -486,6 +486,14 @@ class PlanNode:
         return self.kind == "repartition" and self._body().partitioning.HasField("hash")
 
     @property
+    def divides_into(self) -> int:
+        """Output partitions of a repartition by hash or in turn; 1 of any other node."""
+        if self.kind != "repartition":
+            return 1
+        partitioning = self._body().partitioning
+        return int(partitioning.round_robin or partitioning.hash.partition_count)
+
+    @property
     def hash_partitions(self) -> int:
         """Output partitions of a hash repartition."""
         return int(self._body().partitioning.hash.partition_count)

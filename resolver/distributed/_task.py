@@ -94,7 +94,7 @@ def run_task(
     URL of an input that is lost, or what the plan raised.
     """
     started = time.monotonic()
-    _check_kinds(request.plan)
+    _check_nodes(request.plan)
 
     def check() -> None:
         exchange.check_running(request.output.query)
@@ -178,12 +178,21 @@ def _metrics_of(node: PlanNode, plan: datafusion.ExecutionPlan) -> tuple[NodeMet
     )
 
 
-def _check_kinds(data: bytes) -> None:
-    """Refuse plans that do more than read files and compute: a sink writes anywhere."""
+def _check_nodes(data: bytes) -> None:
+    """Refuse plans that do more than read files and compute: a sink writes anywhere.
+
+    And those that divide rows into so many partitions that there is no memory for them.
+    """
     try:
-        kinds = {node.kind for node in PlanNode.parse(data).walk()}
+        nodes = list(PlanNode.parse(data).walk())
+        kinds = {node.kind for node in nodes}
+        parts = [node.divides_into for node in nodes]
     except PlanDecodeError as error:
         raise InvalidPlanError(f"these plan bytes were refused: {error}") from error
+    if not 0 < min(parts) <= max(parts) <= MAX_PARTITIONS:
+        raise InvalidPlanError(
+            f"a task that divides rows into {max(parts)} partitions; 1 to {MAX_PARTITIONS} can run"
+        )
     if kinds - _TASK_KINDS:
         shown = ", ".join(sorted(kinds - _TASK_KINDS))
         raise InvalidPlanError(f"these plan bytes were refused: no part of a task is: {shown}")

@@ -221,6 +221,17 @@ def test_too_many_partitions_are_refused(executing, planning, monkeypatch):
         decode_plan(request(planning, "SELECT l_tax FROM lineitem").plan, executing)
 
 
+@pytest.mark.parametrize("partitions", [0, 1_025])
+def test_a_plan_that_divides_rows_into_too_many_partitions_is_refused(
+    executing, planning, exchange, partitions
+):
+    plan = PlanNode.parse(request(planning, "SELECT l_tax FROM lineitem").plan)
+    divided = PlanNode.hash_repartition([], partitions).over(plan).coalesced()
+    sent = TaskRequest(KEY, divided.to_bytes(), {})
+    with pytest.raises(InvalidPlanError, match=r"partitions; 1 to 1024 can run"):
+        run_task(sent, executing, exchange, lambda: False, resolver=DirectResolver())
+
+
 class Bomb:
     """A callable that leaves a mark when it is unpickled."""
 
