@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ._cutter import input_of
 from ._plan_proto import AggregateMode, JoinType, PlanNode, column_expression
-from ._sizes import Measured, is_tiny
+from ._sizes import Measured, is_tiny, small_files
 from ._tree import Boundary, Stage, Tree
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ class _Adapter:
         if left.partitions > 1:
             left = Tree(PlanNode.coalesce(), "CoalescePartitionsExec", (left,))
         decided = f"broadcast: every task reads the {size:,} bytes of files of stage "
-        decided += f"{build.number}, scan_bytes_per_task is {self._options.scan_bytes_per_task:,}"
+        decided += f"{build.number}, {small_files(self._options):,} are few enough"
         return self._collecting(join, left, decided, free=free)
 
     def _filtered(self, join: Tree) -> Tree | None:

@@ -46,9 +46,9 @@ class DistributedOptions:
         "Files. A stage that scans gets at most one task for each this many file ranges.",
     )
     scan_bytes_per_task: int = _option(  # type: ignore[assignment]
-        1 * MIB,
-        "Bytes. Nor does it get more than one for each this many bytes of files. 0: size is "
-        "of no account.",
+        16 * MIB,
+        "Bytes. Nor does it get more than one for each this many bytes of files, at 8 bytes a "
+        "row at least, or for each MiB where rows meet in a cross join. 0: size is of no account.",
     )
     stream_bytes: int = _option(  # type: ignore[assignment]
         64 * MIB,

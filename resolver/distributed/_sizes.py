@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from ._options import DistributedOptions
     from ._plan_proto import PlanNode
 
-__all__ = ["Measured", "is_tiny", "reads_little", "rows_and_bytes", "task_count"]
+__all__ = ["Measured", "is_tiny", "reads_little", "rows_and_bytes", "small_files", "task_count"]
 
 _ROW_BY_ROW: Final = frozenset({"coalesce_batches", "cooperative", "filter", "projection"})
+_ALL_PAIRS: Final = frozenset({"cross_join", "nested_loop_join"})
 _LEAST_ROW: Final = 8  # bytes of a row in memory, at least
+_SMALL_FILES: Final = 1 << 20  # bytes: to read them again costs less than another task
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,11 @@ class Measured:
     rows: int
     bytes: int
     most_rows: int = 0
+
+
+def small_files(options: DistributedOptions) -> int:
+    """How many bytes of files are few enough that several tasks may read the same."""
+    return min(_SMALL_FILES, options.scan_bytes_per_task, options.broadcast_threshold)
 
 
 def is_tiny(stage: Stage, options: DistributedOptions) -> bool:
@@ -45,9 +52,8 @@ def is_tiny(stage: Stage, options: DistributedOptions) -> bool:
     if any(tree.node.fetch is not None or ", fetch=" in tree.line for tree in below):
         return False  # which rows those are is up to whoever reads
     scans = [tree for tree in below if tree.node.is_scan]
-    limit = min(options.scan_bytes_per_task, options.broadcast_threshold)
+    limit = small_files(options)
     rows = [scan.node.file_rows for scan in scans]
-    # Of a well compressed file the size tells little: many rows of the same are few bytes.
     return all(
         count is not None and count * _LEAST_ROW <= limit and scan.node.file_bytes <= limit
         for count, scan in zip(rows, scans, strict=True)
@@ -68,8 +74,11 @@ def task_count(
     size += rows_and_bytes(measured, stage.tree).bytes
     if pieces:
         worth = math.ceil(pieces / options.files_per_task)
-        if options.scan_bytes_per_task:
-            worth = min(worth, math.ceil(size / options.scan_bytes_per_task))
+        most = options.scan_bytes_per_task
+        if any(tree.kind in _ALL_PAIRS for tree in stage.tree.walk()):
+            most = min(most, _SMALL_FILES)  # there is more to do than to read
+        if most:
+            worth = min(worth, math.ceil(size / most))
     elif options.bytes_per_task:
         worth = math.ceil(size / options.bytes_per_task)
     else:
@@ -87,23 +96,22 @@ def reads_little(tree: Tree, measured: Mapping[int, Measured], options: Distribu
         for leaf in tree.walk()
         if leaf.source is not None and leaf.source.number in measured
     ]
-    nodes = [below.node for below in tree.walk()]
-    files = max(_scanned(nodes)[1], _LEAST_ROW * sum(_rows_of(node) for node in nodes))
-    if files > options.scan_bytes_per_task:
+    files = _scanned(below.node for below in tree.walk())[1]
+    if files > min(_SMALL_FILES, options.scan_bytes_per_task):
         return False
     return 0 < options.bytes_per_task >= sum(known) + files
 
 
-def _rows_of(node: PlanNode) -> int:
-    return (node.file_rows or 0) if node.is_scan else 0
-
-
 def _scanned(nodes: Iterable[PlanNode]) -> tuple[int, int]:
-    """How many pieces of files and of tables in memory these nodes read, and their bytes."""
+    """How many pieces of files and of tables in memory these nodes read, and their bytes.
+
+    Of a well compressed file the size tells little: many rows of the same are few bytes.
+    """
     pieces = size = 0
     for node in nodes:
         if node.is_scan:
-            pieces, size = pieces + node.file_ranges, size + node.file_bytes
+            pieces += node.file_ranges
+            size += max(node.file_bytes, _LEAST_ROW * (node.file_rows or 0))
         elif node.kind == "memory_scan":
             pieces += len(node.memory_partitions)
             size += sum(node.memory_partitions)

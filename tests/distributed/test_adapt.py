@@ -6,6 +6,8 @@ import dataclasses
 import itertools
 import re
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ from resolver.distributed._adapt import _Adapter, adapt, read_by_every_task, wai
 from resolver.distributed._cutter import cut
 from resolver.distributed._options import DistributedOptions
 from resolver.distributed._plan_proto import JoinType, PlanNode
-from resolver.distributed._sizes import Measured, is_tiny, task_count
+from resolver.distributed._sizes import Measured, is_tiny, reads_little, task_count
 from resolver.distributed._tree import Boundary, Share, Tree, tree_of
 from resolver.distributed._workers import WorkerSlots
 
@@ -384,6 +386,41 @@ def test_a_scan_of_little_is_one_task(planning):
     for least, expected in ((size, 1), (size - 1, 2), (1, 3), (0, 3)):
         options = DistributedOptions(scan_bytes_per_task=least)
         assert task_count(scan, {}, options, 3) == expected
+
+
+def test_many_rows_in_few_bytes_of_files_are_shared_out(planning, tmp_path):
+    for name in "abc":
+        pq.write_table(pa.table({"same": [1] * 10_000}), tmp_path / f"{name}.parquet")
+    planning.register_parquet("rows_of_one_value", str(tmp_path))
+    try:
+        query = "SELECT same, count(*) FROM rows_of_one_value GROUP BY same"
+        (scan, _) = stages(planning, query).values()
+    finally:
+        planning.deregister_table("rows_of_one_value")
+    assert task_count(scan, {}, DistributedOptions(scan_bytes_per_task=100_000), 3) == 3
+    assert task_count(scan, {}, DistributedOptions(scan_bytes_per_task=240_000), 3) == 1
+
+
+def test_a_cross_join_of_little_is_shared_out(planning):
+    query = "SELECT a.l_tax FROM lineitem a, lineitem b WHERE a.l_tax < b.l_discount"
+    stage = next(
+        s
+        for s in stages(planning, query).values()
+        if any(tree.kind in {"cross_join", "nested_loop_join"} for tree in s.tree.walk())
+    )
+    build = next(leaf.source for leaf in stage.tree.walk() if leaf.source is not None)
+    assert task_count(build, {}, DistributedOptions(), 3) == 1
+    assert task_count(stage, {build.number: SMALL}, DistributedOptions(), 3) > 1
+
+
+def test_files_that_one_task_reads_may_be_too_many_for_every_task_to_read(planning):
+    query = "SELECT sum(l_tax) OVER (PARTITION BY l_suppkey) FROM lineitem"
+    scan, *_ = stages(planning, query).values()
+    options = DistributedOptions()
+    assert task_count(scan, {}, options, 3) == 1
+    assert scan.boundary is Boundary.SHUFFLE
+    assert not is_tiny(scan, options)
+    assert not reads_little(scan.tree, {}, options)
 
 
 def test_a_stage_gets_the_tasks_that_it_is_worth(planning):

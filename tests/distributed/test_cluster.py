@@ -230,6 +230,7 @@ def test_a_custom_resolver_is_registered_on_both_sides(temporary, tmp_path, regi
         DefaultChannelResolver() as mine,
     ):
         builder = SessionStateBuilder().with_options({"datafusion.execution.batch_size": 1_000})
+        builder.with_distributed_option("scan_bytes_per_task", 0)
         session = cluster.session(mine, builder=builder)
         register(session)
         assert session.sql(QUERIES[6]).to_arrow_table().num_rows == 1

@@ -60,7 +60,8 @@ def make(tmp_path, register):
             .with_distributed_channel_resolver(resolver)
             .with_exchange_dir(tmp_path / "coordinator")
         )
-        for name, value in options.items():
+        # The tables are small; their tasks are spread all the same.
+        for name, value in {"scan_bytes_per_task": 0, **options}.items():
             builder.with_distributed_option(name, value)
         session = SessionContext(builder.build())
         register(session)

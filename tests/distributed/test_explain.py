@@ -148,7 +148,9 @@ def test_analyze_tells_what_was_spilled(tmp_path, register, single, capsys):
     with LocalCluster(
         workers=2, session_builder="small:build", environment={"PYTHONPATH": str(tmp_path)}
     ) as cluster:
-        session = cluster.session(builder=SessionStateBuilder().with_options(options))
+        builder = SessionStateBuilder().with_options(options)
+        builder.with_distributed_option("scan_bytes_per_task", 1 << 20)
+        session = cluster.session(builder=builder)
         register(session)
         text = printed(capsys, session.sql(query), analyze=True, verbose=True)
         assert session.sql(query).to_pylist() == single.sql(query).to_pylist()

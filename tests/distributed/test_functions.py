@@ -105,6 +105,7 @@ def test_headers_reach_every_worker_once_per_query(session_on):
         return query.builder.build()
 
     builder = SessionStateBuilder().with_distributed_passthrough_headers({"x-tenant": "blue"})
+    builder.with_distributed_option("scan_bytes_per_task", 0)
     session = session_on(Worker.from_session_builder(build), builder)
     assert session.sql("SELECT sum(l_tax) AS n FROM lineitem").to_pydict()["n"][0]
     assert seen.count("blue") == 2, "once for each worker"
