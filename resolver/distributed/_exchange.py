@@ -4,6 +4,9 @@ A partition is a short list of Arrow IPC files in the exchange directory of the 
 that holds it. Files outlive the task that wrote them and end with the query, so a
 consumer may read them twice; a query ends when it is released or when nobody has asked
 for it during its lease. Nothing here runs plans or knows where a plan came from.
+
+All files are in the one directory, told apart by their names: to make a directory, and
+files in a new one, takes longer than many a task.
 """
 
 from __future__ import annotations
@@ -11,11 +14,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
 import threading
 import time
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ._directory import LockedDirectory
@@ -24,7 +27,6 @@ from ._wire import UnknownOutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     import pyarrow as pa
 
@@ -54,12 +56,11 @@ class ExchangeFullError(Exception):
 class _Query:
     """What is kept for one query. ``lease`` is in seconds, ``until`` a monotonic time."""
 
-    directory: Path
     lease: float
     until: float
     outputs: dict[OutputKey, tuple[StoredPartition, ...]] = field(default_factory=dict)
     charged: Counter[OutputKey] = field(default_factory=Counter)
-    running: int = 0
+    running: set[OutputKey] = field(default_factory=set)
 
 
 class Exchange:
@@ -101,33 +102,32 @@ class Exchange:
 
     @contextlib.contextmanager
     def task(self, key: OutputKey) -> Iterator[Path]:
-        """A fresh directory for the output of ``key``, gone again if the body raises.
+        """How the names of the files of ``key`` begin, all of them gone again if the body raises.
 
         Raises ``QueryReleasedError`` when the query is already over: a request that was
         overtaken by the release must not leave anything behind.
         """
         with self._lock:
             query = self._query_locked(key.query)
-            if key in query.outputs:
-                raise FileExistsError(f"{key} has been written already")
-            output = query.directory / f"{key.stage}-{key.task}-{key.attempt}"
-            output.mkdir(parents=True)  # fails for a replayed request that is still running
-            query.running += 1
+            if key in query.outputs or key in query.running:
+                raise FileExistsError(f"{key} has been written already, or is being written")
+            query.running.add(key)
+        stem = self.path / f"{key.query}-{key.stage}-{key.task}-{key.attempt}"
         try:
-            yield output
+            yield stem
         except BaseException:
-            shutil.rmtree(output, ignore_errors=True)
+            self._remove(stem.name)
             with self._lock:
                 self._bytes -= query.charged.pop(key, 0)
             raise
         finally:
             with self._lock:
-                query.running -= 1
+                query.running.discard(key)
                 query.until = time.monotonic() + query.lease
                 over = self._queries.get(key.query) is not query
                 self._quiet.notify_all()
             if over:
-                shutil.rmtree(query.directory, ignore_errors=True)
+                self._remove(key.query)
 
     def publish(self, key: OutputKey, partitions: Sequence[StoredPartition]) -> None:
         """Make a finished task's output available to ``partition()``."""
@@ -157,14 +157,14 @@ class Exchange:
     def writer(
         self,
         key: OutputKey,
-        directory: Path,
+        stem: Path,
         partition: int,
         schema: pa.Schema,
         compression: str = "none",
     ) -> PartitionWriter:
-        """A writer into ``directory``, of a task that runs, whose bytes ``key`` is charged."""
+        """A writer of files of the task ``key``, which runs and is charged for their bytes."""
         charge = functools.partial(self.charge, key)
-        return PartitionWriter(directory, partition, schema, compression=compression, charge=charge)
+        return PartitionWriter(stem, partition, schema, compression=compression, charge=charge)
 
     def charge(self, key: OutputKey, count: int) -> None:
         """Count ``count`` more bytes on disk, or fewer, for the task ``key`` while it runs.
@@ -217,17 +217,17 @@ class Exchange:
         with self._lock:
             entry = self._forget_locked(query)
         if entry is not None:
-            shutil.rmtree(entry.directory, ignore_errors=True)
+            self._remove(query)
 
     def sweep(self) -> list[str]:
         """Release the queries whose lease has run out, running ones too; returns them."""
         with self._lock:
             now = time.monotonic()
             over = [name for name, query in self._queries.items() if query.until < now]
-            entries = [self._forget_locked(name) for name in over]
-        for entry in entries:
-            assert entry is not None
-            shutil.rmtree(entry.directory, ignore_errors=True)
+            for name in over:
+                self._forget_locked(name)
+        for name in over:
+            self._remove(name)
         return over
 
     def queries(self) -> int:
@@ -247,7 +247,7 @@ class Exchange:
         for name in names:
             self.release(name)
         with self._quiet:
-            self._quiet.wait_for(lambda: all(q.running == 0 for q in running), timeout)
+            self._quiet.wait_for(lambda: not any(q.running for q in running), timeout)
         self._directory.close()
 
     def _query_locked(self, name: str) -> _Query:
@@ -255,9 +255,16 @@ class Exchange:
         query = self._queries.get(name)
         if query is None:
             lease = self._abandoned_after
-            query = _Query(self.path / name, lease, time.monotonic() + lease)
-            self._queries[name] = query
+            query = self._queries[name] = _Query(lease, time.monotonic() + lease)
         return query
+
+    def _remove(self, stem: str) -> None:
+        """Remove the files whose names begin so, and go on."""
+        with contextlib.suppress(OSError), os.scandir(self.path) as entries:
+            for entry in entries:
+                if entry.name.startswith(f"{stem}-"):
+                    with contextlib.suppress(OSError):
+                        Path(entry.path).unlink()
 
     def _forget_locked(self, name: str) -> _Query | None:
         self._released[name] = None

@@ -216,9 +216,9 @@ def _head(
         inputs, read = scheduler.inputs_of(settled, settled.stage.tree)
         key = _wire.OutputKey(scheduler.query, 0, 0, attempt)
         try:
-            with exchange.task(key) as directory:
-                fetcher = new_fetcher(key, directory)
-                node = with_inputs(settled.stage.tree.plan(), inputs, fetcher, context, directory)
+            with exchange.task(key) as stem:
+                fetcher = new_fetcher(key, stem)
+                node = with_inputs(settled.stage.tree.plan(), inputs, fetcher, context, stem)
                 exchange.publish(key, ())
         except InputLostError as error:
             scheduler.lose(error)
@@ -234,7 +234,7 @@ def _without_rows(tree: Tree, *, context: datafusion.SessionContext, exchange: E
     probe = PlanNode.parse(_uncut(tree).to_bytes()).without_rows().always_one_row()
     plan = datafusion.ExecutionPlan.from_bytes(context, probe.to_bytes())
     schemas = [item.to_pyarrow().schema for item in context.execute(plan, 0)]
-    scan = scan_of_nothing(schemas[0], tree.partitions, exchange.path, context)
+    scan = scan_of_nothing(schemas[0], tree.partitions, exchange.path / "empty", context)
     # A scan, or names over one.
     leaf = Tree((scan.children or (scan,))[0], f"EmptyExec: in place of {tree.name}")
     return Tree(scan.bare(), f"ProjectionExec: of {tree.name}", (leaf,)) if scan.children else leaf

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import shutil
 import threading
 import uuid
 from collections import defaultdict
@@ -51,8 +50,8 @@ _STREAMS: Final = 4
 _Stream = tuple[str, int]
 """The worker's URL, and which of the streams from there it is."""
 
-_Stem = tuple[int, bytes]
-"""The name under which a source is stored, unique in its folder, and its schema."""
+_Missing = tuple[int, bytes]
+"""What tells the files of a source from those of others, and its schema."""
 
 
 class InputLostError(DistributedError, ConnectionError):
@@ -117,7 +116,7 @@ class _Transfers:
 class Fetcher:
     """Brings stage output here, at the charge of the task ``key``. For one task.
 
-    What is fetched is put into a folder below ``directory``, which must exist. ``check`` is
+    What is fetched is put into files whose names begin with ``stem``. ``check`` is
     called between batches and may raise. A worker that sends nothing for ``silence`` seconds
     is asked for a sign of life, and lost if it gives none for as long.
     """
@@ -127,7 +126,7 @@ class Fetcher:
         resolver: ChannelResolver,
         exchange: Exchange,
         key: OutputKey,
-        directory: Path,
+        stem: Path,
         *,
         headers: Headers,
         silence: float,
@@ -136,13 +135,14 @@ class Fetcher:
         self._resolver = resolver
         self._exchange = exchange
         self._key = key
-        self._folder = directory / "inputs"
+        self._stem = stem.with_name(f"{stem.name}-input")
         self._options = flight.FlightCallOptions(timeout=_PIECE_TIMEOUT + silence, headers=headers)
         self._sign_options = flight.FlightCallOptions(timeout=silence, headers=headers)
         self._silence = silence
         self._check = check
         self._lock = threading.Lock()
         self._charged = 0
+        self._files: list[Path] = []
         self.fetched_bytes = 0
 
     def bring(self, inputs: Sequence[StageInput]) -> dict[PartitionSource, tuple[Path, ...]]:
@@ -152,8 +152,8 @@ class Fetcher:
         works.
         """
         found: dict[PartitionSource, tuple[Path, ...]] = {}
-        missing: dict[str, dict[PartitionSource, _Stem]] = defaultdict(dict)
-        stems = itertools.count()
+        missing: dict[str, dict[PartitionSource, _Missing]] = defaultdict(dict)
+        numbers = itertools.count()
         for stage_input in inputs:
             for source in itertools.chain.from_iterable(stage_input.partitions):
                 try:
@@ -161,12 +161,11 @@ class Fetcher:
                     found[source] = self._exchange.partition(ticket).files
                 except UnknownOutputError:
                     if source.files:
-                        found[source] = self._written(source, next(stems))
+                        found[source] = self._written(source, next(numbers))
                     else:
-                        missing[source.url][source] = next(stems), stage_input.schema
+                        missing[source.url][source] = next(numbers), stage_input.schema
         if not missing:
             return found
-        self._folder.mkdir(exist_ok=True)
         most = max(1, _STREAMS // len(missing))
         streams = {
             (url, first): sources
@@ -177,9 +176,9 @@ class Fetcher:
         transfers = _Transfers(streams, self._ask_for_sign)
 
         def fetch(stream: _Stream) -> None:
-            for source, (stem, schema) in streams[stream]:
+            for source, (number, schema) in streams[stream]:
                 stored_as = stored_schema(_deserialized(schema))
-                writer = PartitionWriter(self._folder, stem, stored_as, charge=self._charge)
+                writer = PartitionWriter(self._stem, number, stored_as, charge=self._charge)
                 found[source] = self._fetched(source, writer, lambda: transfers.heard(stream))
             transfers.ended(stream)
 
@@ -199,19 +198,21 @@ class Fetcher:
         """Give back what was brought and is not needed any more."""
         with self._lock:
             charged, self._charged = self._charged, 0
+            files, self._files = self._files, []
+        for path in files:
+            path.unlink(missing_ok=True)
         if charged:
-            shutil.rmtree(self._folder, ignore_errors=True)
             self._exchange.charge(self._key, -charged)
 
-    def _written(self, source: PartitionSource, stem: int) -> tuple[Path, ...]:
+    def _written(self, source: PartitionSource, number: int) -> tuple[Path, ...]:
         """The files of a source that came along with the request."""
-        self._folder.mkdir(exist_ok=True)
         self._charge(sum(map(len, source.files)))
         paths = []
-        for number, content in enumerate(source.files):
-            path = self._folder / f"{stem}-{number}.arrow"
+        for index, content in enumerate(source.files):
+            path = self._stem.with_name(f"{self._stem.name}-{number}-{index}.arrow")
             path.write_bytes(content)
             paths.append(path)
+        self._files += paths
         return tuple(paths)
 
     def _charge(self, count: int) -> None:
@@ -234,6 +235,7 @@ class Fetcher:
             writer.close()
         with self._lock:
             self.fetched_bytes += stored.report.bytes
+            self._files += stored.files
         return stored.files
 
     def _copy(
@@ -269,12 +271,12 @@ def with_inputs(
     inputs: Sequence[StageInput],
     fetcher: Fetcher,
     context: datafusion.SessionContext,
-    directory: Path,
+    stem: Path,
 ) -> PlanNode:
     """``plan`` with every stage input replaced by a scan of its files.
 
-    ``directory`` must exist. Raises ``WireError`` when plan and inputs do not belong
-    together, ``InputLostError`` naming the URL.
+    A file that is needed for a moment gets a name that begins with ``stem``. Raises
+    ``WireError`` when plan and inputs do not belong together, ``InputLostError`` naming the URL.
     """
     wanted = sorted(node.stage_number for node in plan.walk() if node.kind == "stage_input")
     if wanted != sorted(stage_input.number for stage_input in inputs):
@@ -287,28 +289,28 @@ def with_inputs(
             [_entry(path) for source in partition for path in files[source]]
             for partition in stage_input.partitions
         ]
-        scans[stage_input.number] = _scan(schema, groups, directory, context)
+        scans[stage_input.number] = _scan(schema, groups, stem, context)
     return plan.replaced(
         lambda node: scans[node.stage_number] if node.kind == "stage_input" else None
     )
 
 
 def scan_of_nothing(
-    schema: pa.Schema, partitions: int, directory: Path, context: datafusion.SessionContext
+    schema: pa.Schema, partitions: int, stem: Path, context: datafusion.SessionContext
 ) -> PlanNode:
     """A scan of no files, with these columns and partitions."""
-    return _scan(schema, [[]] * partitions, directory, context)
+    return _scan(schema, [[]] * partitions, stem, context)
 
 
 def _scan(
     schema: pa.Schema,
     groups: Sequence[Sequence[FileEntry]],
-    directory: Path,
+    stem: Path,
     context: datafusion.SessionContext,
 ) -> PlanNode:
     """A scan of these files, with the names that the plan has for their columns."""
     stored = stored_schema(schema)
-    scan = _template(stored, directory, context).with_files(groups)
+    scan = _template(stored, stem, context).with_files(groups)
     # What is above finds columns by name as well as by position: a join checks both.
     return scan if stored.names == schema.names else scan.renamed(stored.names, schema.names)
 
@@ -317,13 +319,13 @@ _templates: dict[bytes, PlanNode] = {}
 _TEMPLATES_KEPT: Final = 512
 
 
-def _template(schema: pa.Schema, directory: Path, context: datafusion.SessionContext) -> PlanNode:
+def _template(schema: pa.Schema, stem: Path, context: datafusion.SessionContext) -> PlanNode:
     """How DataFusion itself encodes a scan of an Arrow file with this schema."""
     key = schema.serialize().to_pybytes()
     known = _templates.get(key)
     if known is not None:
         return known
-    path = directory / f"schema-{uuid.uuid4().hex}.arrow"
+    path = stem.with_name(f"{stem.name}-schema-{uuid.uuid4().hex}.arrow")
     with pa.ipc.new_file(str(path), schema):
         pass
     plan = context.read_arrow(str(path)).execution_plan()

@@ -46,7 +46,7 @@ class StoredPartition:
 
 
 class PartitionWriter:
-    """Writes one partition as Arrow IPC files. For one thread.
+    """Writes one partition as Arrow IPC files, named ``stem`` and so on. For one thread.
 
     Usually one file. An IPC file can hold only one dictionary per column, so a partition
     with dictionary-encoded columns gets one file for every batch. ``compression`` is that
@@ -57,14 +57,14 @@ class PartitionWriter:
 
     def __init__(
         self,
-        directory: Path,
+        stem: Path,
         partition: int,
         schema: pa.Schema,
         *,
         compression: str = "none",
         charge: Callable[[int], object] = lambda _count: None,
     ) -> None:
-        self._stem = directory / str(partition)
+        self._stem = stem.with_name(f"{stem.name}-{partition}")
         self._schema = schema
         self._compression = compression
         self._options = ipc_options(compression)

@@ -101,19 +101,19 @@ def run_task(
         if is_cancelled():
             raise QueryReleasedError("the coordinator has gone away, or given the task up")
 
-    with exchange.task(request.output) as directory:
+    with exchange.task(request.output) as stem:
         fetcher = Fetcher(
             resolver,
             exchange,
             request.output,
-            directory,
+            stem,
             headers=headers or [],
             silence=request.worker_timeout,
             check=check,
         )
         try:
             node = PlanNode.parse(request.plan)
-            node = with_inputs(node, request.inputs, fetcher, context, directory)
+            node = with_inputs(node, request.inputs, fetcher, context, stem)
         except InputLostError as error:
             lost = json.dumps({"lost": error.url}).encode()
             raise flight.FlightServerError(str(error), extra_info=lost) from error
@@ -121,7 +121,7 @@ def run_task(
             decode_plan, context=context, allow_python_udfs=allow_python_udfs
         )
         running, plan = _cooperating(node, decode)
-        new_writer = functools.partial(_writer, exchange, request, directory)
+        new_writer = functools.partial(_writer, exchange, request, stem)
         results = _run_partitions(plan, context, new_writer, check)
         schemas = [schema for _, schema in results if schema is not None]
         schema = merged_schema(schemas) if schemas else _schema_of(node, decode, context)
@@ -203,9 +203,9 @@ _NewWriter = Callable[[int, pa.Schema], PartitionWriter]
 
 
 def _writer(
-    exchange: Exchange, request: TaskRequest, directory: Path, partition: int, schema: pa.Schema
+    exchange: Exchange, request: TaskRequest, stem: Path, partition: int, schema: pa.Schema
 ) -> PartitionWriter:
-    return exchange.writer(request.output, directory, partition, schema, request.compression)
+    return exchange.writer(request.output, stem, partition, schema, request.compression)
 
 
 def _run_partitions(

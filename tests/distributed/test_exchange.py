@@ -33,9 +33,14 @@ def exchange(tmp_path):
     exchange.close()
 
 
+def named(stem, rest):
+    """A file of the task that ``stem`` belongs to."""
+    return stem.with_name(f"{stem.name}-{rest}")
+
+
 def store(exchange, key, batch):
-    with exchange.task(key) as directory:
-        writer = PartitionWriter(directory, 0, batch.schema)
+    with exchange.task(key) as stem:
+        writer = PartitionWriter(stem, 0, batch.schema)
         writer.write(batch)
         exchange.publish(key, [writer.finish()])
 
@@ -71,8 +76,8 @@ def test_differing_dictionaries_survive(exchange):
         pa.record_batch({"d": pa.array(values).dictionary_encode().cast(type_)})
         for values in (["a", "b"], ["c"], ["b", "d"])
     ]
-    with exchange.task(KEY) as directory:
-        writer = PartitionWriter(directory, 0, batches[0].schema)
+    with exchange.task(KEY) as stem:
+        writer = PartitionWriter(stem, 0, batches[0].schema)
         for batch in batches:
             writer.write(batch)
         exchange.publish(KEY, [writer.finish()])
@@ -100,28 +105,43 @@ def test_release_removes_output_and_refuses_late_tasks(exchange):
 
 
 def test_a_release_during_a_task_leaves_nothing(exchange):
-    with pytest.raises(QueryReleasedError), exchange.task(KEY) as directory:
+    with pytest.raises(QueryReleasedError), exchange.task(KEY) as stem:
         exchange.release(QUERY)
-        directory.mkdir(parents=True)
-        (directory / "late.arrow").write_bytes(b"written by a task that had not noticed yet")
+        named(stem, "late").write_bytes(b"written by a task that had not noticed yet")
         exchange.publish(KEY, [])
     assert names(exchange.path) == [".lock"]
 
 
 def test_a_release_at_the_very_end_of_a_task_leaves_nothing(exchange):
-    with exchange.task(KEY) as directory:
+    with exchange.task(KEY) as stem:
         exchange.publish(KEY, [])
         exchange.release(QUERY)
-        directory.mkdir(parents=True)
+        named(stem, "late").touch()
     assert names(exchange.path) == [".lock"]
 
 
 def test_a_failed_task_leaves_nothing_and_may_run_again(exchange):
-    with pytest.raises(ZeroDivisionError), exchange.task(KEY) as directory:
-        (directory / "0.arrow").write_bytes(b"half")
+    with pytest.raises(ZeroDivisionError), exchange.task(KEY) as stem:
+        named(stem, "0").write_bytes(b"half")
         raise ZeroDivisionError
-    assert not directory.exists()
+    assert names(exchange.path) == [".lock"]
     store(exchange, KEY, pa.record_batch({"a": [1]}))
+
+
+def test_what_fails_or_ends_takes_no_files_of_others_along(exchange):
+    """Their names begin alike."""
+    keys = [OutputKey(QUERY, 1, 0, 10), OutputKey(QUERY, 1, 0, 11), OutputKey("1" * 32, 1, 0, 1)]
+    for key in keys:
+        store(exchange, key, pa.record_batch({"a": [1]}))
+    with pytest.raises(ZeroDivisionError), exchange.task(OutputKey(QUERY, 1, 0, 1)) as stem:
+        named(stem, "0").touch()
+        raise ZeroDivisionError
+    assert len(names(exchange.path)) == 1 + len(keys)
+    exchange.release(QUERY)
+    assert [path.is_file() for path in exchange.partition(PartitionTicket(keys[2], 0)).files] == [
+        True
+    ]
+    assert len(names(exchange.path)) == 2
 
 
 def test_a_replayed_task_is_refused(exchange):
@@ -182,9 +202,9 @@ def test_abandoned_output_of_a_session_is_swept_too(tmp_path):
     exchange.close()
 
 
-def charged(exchange, key, directory, partition=0, rows=1_000, compression="none"):
+def charged(exchange, key, stem, partition=0, rows=1_000, compression="none"):
     batch = pa.record_batch({"a": range(rows)})
-    writer = exchange.writer(key, directory, partition, batch.schema, compression)
+    writer = exchange.writer(key, stem, partition, batch.schema, compression)
     try:
         writer.write(batch)
         return writer.finish()
@@ -193,8 +213,8 @@ def charged(exchange, key, directory, partition=0, rows=1_000, compression="none
 
 
 def test_bytes_are_counted_while_they_are_written_and_until_the_query_ends(exchange):
-    with exchange.task(KEY) as directory:
-        stored = charged(exchange, KEY, directory)
+    with exchange.task(KEY) as stem:
+        stored = charged(exchange, KEY, stem)
         assert exchange.bytes == stored.report.bytes == stored.files[0].stat().st_size
         exchange.publish(KEY, [stored])
     assert exchange.bytes > 8_000
@@ -204,8 +224,8 @@ def test_bytes_are_counted_while_they_are_written_and_until_the_query_ends(excha
 
 def test_bytes_of_many_files_are_counted_with_their_footers(exchange):
     batch = pa.record_batch({"d": pa.array(["a", "b"]).dictionary_encode()})
-    with exchange.task(KEY) as directory:
-        writer = exchange.writer(KEY, directory, 0, batch.schema)
+    with exchange.task(KEY) as stem:
+        writer = exchange.writer(KEY, stem, 0, batch.schema)
         for _ in range(3):
             writer.write(batch)
         stored = writer.finish()
@@ -214,12 +234,12 @@ def test_bytes_of_many_files_are_counted_with_their_footers(exchange):
 
 
 def test_bytes_of_a_failed_task_are_given_back(exchange):
-    with pytest.raises(ZeroDivisionError), exchange.task(KEY) as directory:
-        charged(exchange, KEY, directory)
+    with pytest.raises(ZeroDivisionError), exchange.task(KEY) as stem:
+        charged(exchange, KEY, stem)
         raise ZeroDivisionError
     assert exchange.bytes == 0
-    with pytest.raises(ZeroDivisionError), exchange.task(KEY) as directory:
-        charged(exchange, KEY, directory)
+    with pytest.raises(ZeroDivisionError), exchange.task(KEY) as stem:
+        charged(exchange, KEY, stem)
         exchange.release(QUERY)
         raise ZeroDivisionError
     assert exchange.bytes == 0
@@ -240,15 +260,15 @@ def test_a_full_exchange_refuses_one_query_and_serves_the_next(tmp_path):
     store(exchange, KEY, pa.record_batch({"a": [1]}))
     with (
         pytest.raises(ExchangeFullError, match="of exchange_quota=20,000"),
-        exchange.task(other) as directory,
+        exchange.task(other) as stem,
     ):
-        charged(exchange, other, directory, 0)
-        charged(exchange, other, directory, 1, rows=2_000)
+        charged(exchange, other, stem, 0)
+        charged(exchange, other, stem, 1, rows=2_000)
     assert exchange.bytes == 0
-    assert not directory.exists()
+    assert len(names(exchange.path)) == 2
     assert list(read(exchange.partition(PartitionTicket(KEY, 0))))
-    with exchange.task(OutputKey("2" * 32, 1, 0, 0)) as directory:
-        charged(exchange, OutputKey("2" * 32, 1, 0, 0), directory, rows=2_000)
+    with exchange.task(OutputKey("2" * 32, 1, 0, 0)) as stem:
+        charged(exchange, OutputKey("2" * 32, 1, 0, 0), stem, rows=2_000)
     exchange.close()
 
 
@@ -259,9 +279,9 @@ def test_a_quota_of_nothing_is_refused(tmp_path):
 
 @pytest.mark.parametrize("compression", ["lz4", "zstd"])
 def test_compressed_output_is_smaller_and_the_same(exchange, compression):
-    with exchange.task(KEY) as directory:
-        plain = charged(exchange, KEY, directory, 0)
-        small = charged(exchange, KEY, directory, 1, compression=compression)
+    with exchange.task(KEY) as stem:
+        plain = charged(exchange, KEY, stem, 0)
+        small = charged(exchange, KEY, stem, 1, compression=compression)
     assert small.report.bytes < plain.report.bytes
     assert list(read(small)) == list(read(plain))
     assert small.compression == compression
@@ -271,8 +291,8 @@ def test_compressed_output_is_smaller_and_the_same(exchange, compression):
 def test_a_partition_is_read_in_pieces(exchange, array):
     batches = [pa.record_batch({"a": array([n] * 10)}) for n in range(5)]
     size = batches[0].get_total_buffer_size()
-    with exchange.task(KEY) as directory:
-        writer = PartitionWriter(directory, 0, batches[0].schema)
+    with exchange.task(KEY) as stem:
+        writer = PartitionWriter(stem, 0, batches[0].schema)
         for batch in batches:
             writer.write(batch)
         stored = writer.finish()
@@ -378,13 +398,13 @@ def test_a_directory_that_reads_as_a_pattern_is_refused(tmp_path, name):
 
 def test_a_forked_child_removes_nothing_of_its_parent(tmp_path, monkeypatch):
     exchange = Exchange(tmp_path)
-    with exchange.task(KEY) as directory:
-        (directory / "file").touch()
+    with exchange.task(KEY) as stem:
+        named(stem, "file").touch()
         exchange.publish(KEY, ())
     with monkeypatch.context() as patch:
         patch.setattr(os, "getpid", lambda: 1)
         exchange.release(QUERY)
-    assert (directory / "file").exists()
+    assert named(stem, "file").exists()
     exchange.release(QUERY)
-    assert not directory.exists()
+    assert not named(stem, "file").exists()
     exchange.close()

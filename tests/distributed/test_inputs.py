@@ -61,12 +61,12 @@ def bring(tmp_path):
 
     def bring(worker):
         key = OutputKey(QUERY, 2, 0, 0)
-        with exchange.task(key) as directory:
+        with exchange.task(key) as stem:
             fetcher = Fetcher(
                 worker,
                 exchange,
                 key,
-                directory,
+                stem,
                 headers=[],
                 silence=0.05,
                 check=lambda: exchange.bytes,

@@ -675,7 +675,7 @@ def started(folder, *arguments):
 def test_an_interrupt_ends_the_query_and_the_cluster(tpch, tmp_path):
     with started(tmp_path, "--workers", "2", *tables(tpch, "lineitem"), SLOW) as process:
         # Files of a query are there only while it runs.
-        eventually(lambda: any(path.is_dir() for path in tmp_path.glob("*/*/*")), 60)
+        eventually(lambda: any(tmp_path.glob("*/*/*.arrow")), 60)
         workers = children(process.pid)
         assert len(workers) == 2
         os.killpg(process.pid, signal.SIGINT)

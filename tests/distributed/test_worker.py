@@ -381,7 +381,7 @@ def test_shutdown_ends_serve_and_running_tasks_and_leaves_nothing(tmp_path, plan
 
     task = threading.Thread(target=long_task)
     task.start()
-    while not list(tmp_path.glob(f"*/{QUERY}/*/*.arrow")):
+    while not list(tmp_path.glob(f"*/{QUERY}-*.arrow")):
         assert task.is_alive()
     server.shutdown()
     server.shutdown()
