@@ -138,9 +138,11 @@ class Tree:
 
     def walk(self) -> Iterator[Tree]:
         """Yield the tree and all below it, up to the outputs of other stages."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
+        waiting = [self]
+        while waiting:
+            tree = waiting.pop()
+            yield tree
+            waiting.extend(reversed(tree.children))
 
     def plan(self) -> PlanNode:
         """The whole as one plan, with ``stage_input`` nodes for the other stages' outputs."""
