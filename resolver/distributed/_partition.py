@@ -22,14 +22,15 @@ __all__ = [
     "PartitionWriter",
     "StoredPartition",
     "ipc_options",
+    "nothing_stored",
     "read",
-    "stored_schema",
 ]
 
 PIECE_BYTES: Final = 32 << 20
 """A worker answers with at most this much of a partition, but with one batch at least."""
 
 
+_NO_COLUMNS: Final = pa.schema([])
 _CHARGE_EVERY: Final = 1 << 20  # bytes: telling where a file ends costs as much as a batch
 
 
@@ -37,12 +38,19 @@ _CHARGE_EVERY: Final = 1 << 20  # bytes: telling where a file ends costs as much
 class StoredPartition:
     """One partition on disk: no file, one, or as many as there are batches.
 
-    ``compression`` is that of the files, as in ``DistributedOptions``.
+    ``schema`` is that of the files, without columns if there are none, and ``compression``
+    theirs, as in ``DistributedOptions``.
     """
 
     files: tuple[Path, ...]
     report: PartitionReport
+    schema: pa.Schema
     compression: str = "none"
+
+
+def nothing_stored() -> StoredPartition:
+    """A partition without rows."""
+    return StoredPartition((), PartitionReport(0, 0, 0), _NO_COLUMNS)
 
 
 class PartitionWriter:
@@ -98,7 +106,8 @@ class PartitionWriter:
         """Raises what ``charge`` raises."""
         self._end_file()
         report = PartitionReport(self.rows, self.batches, self._size)
-        return StoredPartition(tuple(self._files), report, self._compression)
+        schema = self._schema if self._files else _NO_COLUMNS
+        return StoredPartition(tuple(self._files), report, schema, self._compression)
 
     def close(self) -> None:
         """Close the open file, if any. Idempotent; needed only when not finished."""
@@ -130,14 +139,6 @@ class PartitionWriter:
 def ipc_options(compression: str) -> pa.ipc.IpcWriteOptions:
     """How batches of this compression are written, to a file as to a stream."""
     return pa.ipc.IpcWriteOptions(compression=None if compression == "none" else compression)
-
-
-def stored_schema(stored: StoredPartition) -> pa.Schema:
-    """The schema of a partition, an empty one if there is no file to tell it."""
-    if not stored.files:
-        return pa.schema([])
-    with pa.memory_map(str(stored.files[0])) as source, pa.ipc.open_file(source) as reader:
-        return reader.schema
 
 
 def read(

@@ -22,9 +22,9 @@ from ._cutter import UNDERSTOOD
 from ._exchange import Exchange, QueryReleasedError
 from ._inputs import Fetcher, InputLostError, with_inputs
 from ._loops import run_all
-from ._partition import PartitionWriter, StoredPartition
+from ._partition import PartitionWriter, StoredPartition, nothing_stored
 from ._plan_proto import PlanDecodeError, PlanNode
-from ._wire import INLINE_BYTES, NodeMetrics, PartitionReport, TaskReport, TaskRequest
+from ._wire import INLINE_BYTES, NodeMetrics, TaskReport, TaskRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -243,7 +243,7 @@ async def _written(
             if batch.num_rows:
                 writer.write(compactor.compacted(batch))
         if writer is None:
-            return StoredPartition((), PartitionReport(0, 0, 0)), None
+            return nothing_stored(), None
         return writer.finish(), schema
     finally:
         if writer is not None:

@@ -21,7 +21,7 @@ from pyarrow import flight
 from . import _wire
 from ._exchange import Exchange, QueryReleasedError
 from ._listen import CALL_MIDDLEWARE, CallHeaders
-from ._partition import PIECE_BYTES, StoredPartition, ipc_options, read, stored_schema
+from ._partition import PIECE_BYTES, StoredPartition, ipc_options, read
 from ._settings import EXECUTION, check_travelled
 from ._task import InvalidPlanError, run_task
 from ._task_pool import TaskCancelledError, TaskPool, TaskPoolFullError
@@ -106,7 +106,7 @@ class CallHandlers:
             if asked.first_batch > stored.report.batches:
                 raise _wire.WireError(f"first_batch is above {stored.report.batches}")
             batches = self._piece(asked, stored)
-            reader = pa.RecordBatchReader.from_batches(stored_schema(stored), batches)
+            reader = pa.RecordBatchReader.from_batches(stored.schema, batches)
             # Not a GeneratorStream: that one sends no dictionaries.
             return flight.RecordBatchStream(reader, options=ipc_options(stored.compression))
 
@@ -115,9 +115,7 @@ class CallHandlers:
         with _answering():
             for output, partitions in self._exchange.outputs().items():
                 for index, stored in enumerate(partitions):
-                    # It may be released meanwhile; then it is no flight any more.
-                    with contextlib.suppress(OSError):
-                        yield self._flight_info(_wire.PartitionTicket(output, index), stored)
+                    yield self._flight_info(_wire.PartitionTicket(output, index), stored)
 
     def _flight_info(
         self, ticket: _wire.PartitionTicket, stored: StoredPartition
@@ -125,7 +123,7 @@ class CallHandlers:
         path = [*map(str, dataclasses.astuple(ticket.output)), str(ticket.partition)]
         endpoint = flight.FlightEndpoint(ticket.to_bytes(), [self.announced_location])
         return flight.FlightInfo(
-            stored_schema(stored),
+            stored.schema,
             flight.FlightDescriptor.for_path(*path),
             [endpoint],
             stored.report.rows,

@@ -85,6 +85,15 @@ def test_differing_dictionaries_survive(exchange):
     assert [batch.to_pylist() for batch in read(stored)] == [batch.to_pylist() for batch in batches]
 
 
+def test_the_columns_of_a_partition_are_known_without_its_files(exchange):
+    batch = pa.record_batch({"a": [1], "b": ["x"]})
+    store(exchange, KEY, batch)
+    stored = exchange.partition(PartitionTicket(KEY, 0))
+    for path in stored.files:
+        path.unlink()
+    assert stored.schema == batch.schema
+
+
 def test_row_counts_without_columns_survive(exchange):
     store(exchange, KEY, pa.RecordBatch.from_struct_array(pa.array([{}] * 7, pa.struct([]))))
     (batch,) = read(exchange.partition(PartitionTicket(KEY, 0)))
