@@ -1,6 +1,7 @@
 """All 22 TPC-H queries, on local workers and on a single node, checked and compared.
 
     python -m benchmarks.tpch --scale-factor 1 --workers 2
+    python -m benchmarks.tpch --scale-factor 1 --query 16 22 --runs 31
 
 Both sides have as many partitions as there are workers, on the same machine and in the
 same run: they take turns, so that what else the machine does hits both. At scale factors
@@ -137,8 +138,17 @@ def _most(value: float, limit: float) -> tuple[str, bool]:
     return f"at most {limit}x", value <= limit
 
 
-def measure(scale_factor: float, *, workers: int, runs: int, data_dir: Path | None) -> Result:
-    """Run all queries on both sides, in turns."""
+def measure(
+    scale_factor: float,
+    *,
+    workers: int,
+    runs: int,
+    data_dir: Path | None,
+    chosen: Sequence[int] = (),
+) -> Result:
+    """Run all queries, or those ``chosen``, on both sides, in turns."""
+    queries = {number: q for number, q in reference.queries().items() if number in chosen}
+    queries = queries or reference.queries()
     folder = _data(scale_factor, data_dir)
     answers = reference.answers(scale_factor)
     with contextlib.ExitStack() as stack:
@@ -148,8 +158,8 @@ def measure(scale_factor: float, *, workers: int, runs: int, data_dir: Path | No
             stack.callback(side.close)
             sides.append(side)
         lines = []
-        for number, query in reference.queries().items():
-            _say(f"scale factor {scale_factor:g}: query {number} of {len(reference.queries())}")
+        for number, query in queries.items():
+            _say(f"scale factor {scale_factor:g}: query {number}")
             lines.append(_line(f"query {number}", query, sides, runs, answers.get(number)))
         memory = [side.memory() for side in sides]
         trivial = [_line(what, query, sides, 7 * runs, None) for what, query in TRIVIAL.items()]
@@ -286,6 +296,15 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--runs", type=int, default=3, help="that count (default: %(default)s)")
     parser.add_argument(
+        "--query",
+        type=int,
+        nargs="+",
+        default=[],
+        choices=range(1, 23),
+        metavar="NUMBER",
+        help="default: all",
+    )
+    parser.add_argument(
         "--growth",
         action="store_true",
         help=f"scale factors {', '.join(map('{:g}'.format, GROWTH))}",
@@ -294,7 +313,13 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead")
     options = parser.parse_args()
     results = [
-        measure(factor, workers=options.workers, runs=options.runs, data_dir=options.data_dir)
+        measure(
+            factor,
+            workers=options.workers,
+            runs=options.runs,
+            data_dir=options.data_dir,
+            chosen=options.query,
+        )
         for factor in (GROWTH if options.growth else [options.scale_factor])
     ]
     if options.json:
