@@ -229,10 +229,12 @@ class Fetcher:
         try:
             reach(self._resolver, source.url, copy)
             stored = writer.finish()
-        except (ResolverError, flight.FlightError, pa.ArrowKeyError, EOFError) as error:
-            raise _lost(source.url, error) from error
-        finally:
-            writer.close()
+            heard()
+        except BaseException as error:
+            writer.discard()
+            if isinstance(error, (ResolverError, flight.FlightError, pa.ArrowKeyError, EOFError)):
+                raise _lost(source.url, error) from error
+            raise
         with self._lock:
             self.fetched_bytes += stored.report.bytes
             self._files += stored.files

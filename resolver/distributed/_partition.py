@@ -120,6 +120,12 @@ class PartitionWriter:
             if sink is not None:
                 sink.close()
 
+    def discard(self) -> None:
+        """Close, and remove what was written: whoever removes the rest may have been here."""
+        self.close()
+        for path in self._files:
+            path.unlink(missing_ok=True)
+
     def _end_file(self) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:

@@ -245,9 +245,10 @@ async def _written(
         if writer is None:
             return nothing_stored(), None
         return writer.finish(), schema
-    finally:
+    except BaseException:
         if writer is not None:
-            writer.close()
+            writer.discard()
+        raise
 
 
 def _contents(partitions: Sequence[StoredPartition]) -> tuple[tuple[bytes, ...], ...] | None:

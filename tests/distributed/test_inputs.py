@@ -93,6 +93,23 @@ def test_a_worker_that_is_silent_and_gives_no_sign_is_lost(bring):
     eventually(lambda: not fetching())
 
 
+def test_what_comes_after_a_fetch_was_given_up_leaves_nothing(bring, tmp_path):
+    class Late:
+        @property
+        def data(self):
+            worker.sends.wait(20)
+            return BATCH
+
+    worker = Silent(lives=False)
+    worker.do_get = lambda *_: Reader([Late()])
+    with pytest.raises(InputLostError):
+        bring(worker)
+    assert not list(tmp_path.rglob("*.arrow"))
+    worker.sends.set()
+    eventually(lambda: not fetching())
+    assert not list(tmp_path.rglob("*.arrow"))
+
+
 def test_a_worker_that_is_silent_and_lives_is_waited_for(bring):
     worker = Silent(lives=True)
     threading.Thread(target=lambda: worker.asked.wait(20) and worker.sends.set()).start()
