@@ -45,6 +45,7 @@ from ._sources import refused_source
 from ._stage import DEFAULT_WIDTH, DistributedPlan, SingleNodePlan
 from ._state import SessionState, SessionStateBuilder
 from ._stream import ResultStream
+from ._task import MAX_PARTITIONS
 from ._threads import call_all
 from ._worker_resolver import urls_of
 from ._workers import SlotCounts
@@ -344,7 +345,7 @@ class SessionContext(datafusion.SessionContext):
         )
         # Planned in a session of its own: what cutting asks for must not change how this
         # session plans the queries that are not cut.
-        target = str(state.rule.target_partitions(workers) * pieces)
+        target = str(min(state.rule.target_partitions(workers) * pieces, MAX_PARTITIONS))
         options = {**PLANNING, "datafusion.execution.target_partitions": target}
         try:
             (planner, planned_frame, plan), refused = self._planned(frame.logical_plan(), options)

@@ -624,3 +624,16 @@ def test_a_union_on_a_single_node_is_handed_over_as_it_is(session):
     table.validate(full=True)
     assert table.schema.types == [pa.int64()]
     assert sorted(table.column(0).to_pylist()) == [1, 2, 3]
+
+
+def test_more_slots_than_a_task_may_have_partitions_are_planned_for_as_those(server, register):
+    state = SessionStateBuilder().with_distributed_worker_resolver(
+        StaticWorkerResolver([server.url])
+    )
+    rule = DistributedPhysicalOptimizerRule(partitions_per_slot=2_000)
+    session = SessionContext(state.with_physical_optimizer_rule(rule).build())
+    register(session)
+    frame = session.sql("SELECT l_orderkey, sum(l_quantity) FROM lineitem GROUP BY 1")
+    plan = session._staged(frame)
+    assert isinstance(plan, DistributedPlan), plan
+    assert plan.stages[0].tree.partitions == 1_024
