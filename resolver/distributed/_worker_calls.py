@@ -219,7 +219,6 @@ class CallHandlers:
     def _worker_info(self, _context: flight.ServerCallContext, _body: bytes) -> bytes:
         latest = self._sessions.latest
         resolver: Any = None if latest is None else latest.channel_resolver
-        stats = resolver.stats() if hasattr(resolver, "stats") else None
         info = {
             "pid": os.getpid(),
             "version": self._worker.version,
@@ -231,12 +230,22 @@ class CallHandlers:
             "queries": self._exchange.queries(),
             "exchange_bytes": self._exchange.bytes,
             "resolver": None if resolver is None else type(resolver).__name__,
-            "resolver_stats": dataclasses.asdict(stats) if stats is not None else {},
+            "resolver_stats": _stats_of(resolver),
         }
         return json.dumps(info).encode()
 
     def _health(self, _context: flight.ServerCallContext, _body: bytes) -> bytes:
         return json.dumps({"status": "draining" if self.is_draining else "serving"}).encode()
+
+
+def _stats_of(resolver: Any) -> dict[str, Any]:
+    """What a resolver tells of itself as ours does; nothing of one that does otherwise."""
+    try:
+        stats: dict[str, Any] = dataclasses.asdict(resolver.stats())
+        json.dumps(stats)
+    except Exception:  # noqa: BLE001  # whatever it is, the worker has more to tell
+        return {}
+    return stats
 
 
 class _Sessions:

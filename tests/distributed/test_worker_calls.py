@@ -209,6 +209,31 @@ def test_a_worker_tells_its_version_slots_and_load(tmp_path, planning):
         assert worker_info(resolver, server.url)["queued"] == 0
 
 
+class TellingResolver(DirectResolver):
+    """A resolver that tells of itself something else than ours."""
+
+    def __init__(self, told):
+        super().__init__()
+        self.told = told
+
+    def stats(self):
+        return self.told()
+
+
+@pytest.mark.parametrize("told", [lambda: {"hits": 1}, object, lambda: 1 / 0])
+def test_a_worker_answers_whatever_its_resolver_tells(tmp_path, planning, told):
+    worker = Worker.from_session_builder(
+        lambda query: query.builder.with_distributed_channel_resolver(TellingResolver(told)).build()
+    )
+    with (
+        worker.into_flight_server(exchange_dir=tmp_path) as server,
+        flight.connect(server.location) as client,
+    ):
+        execute(client, request(planning, SOME))
+        info = json.loads(act(client, WORKER_INFO))
+    assert (info["resolver"], info["resolver_stats"]) == ("TellingResolver", {})
+
+
 DICTIONARIES = (
     "SELECT l_orderkey, arrow_cast(l_shipmode, 'Dictionary(Int32, Utf8)') AS mode, "
     "arrow_cast(l_comment, 'Dictionary(Int32, Utf8)') AS comment FROM lineitem"
