@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Worker", "WorkerQueryContext", "WorkerServer"]
 
 _DRAIN_POLL: Final = 0.05  # seconds
+_CHECK_POLL: Final = 0.1  # seconds
 
 logger = logging.getLogger("resolver")
 
@@ -100,8 +101,9 @@ class Worker:
 
         It is called once per query, on the thread of the query's first task here, with a
         ``WorkerQueryContext``; for several queries possibly at once. It may be an
-        ``async`` function, which then runs in an event loop of its own. What it raises
-        fails that task with its message, and the query with ``TaskFailedError``.
+        ``async`` function, which then runs in an event loop of its own and is cancelled
+        when the query ends meanwhile. What it raises fails that task with its message, and
+        the query with ``TaskFailedError``.
         """
         return cls(
             session_builder, allow_python_udfs=allow_python_udfs, exchange_quota=exchange_quota
@@ -125,18 +127,23 @@ class Worker:
         return self
 
     def build_session(
-        self, headers: Mapping[str, str], channel_resolver: ChannelResolver | None = None
+        self,
+        headers: Mapping[str, str],
+        channel_resolver: ChannelResolver | None = None,
+        *,
+        check: Callable[[], object] = lambda: None,
     ) -> SessionState:
         """The session of one query. Raises what the builder raises, or ``TypeError``.
 
         ``channel_resolver`` is the session's unless the builder registers another one.
+        ``check`` is called several times a second while the builder awaits, and may raise.
         """
         builder = SessionStateBuilder()
         if channel_resolver is not None:
             builder.with_distributed_channel_resolver(channel_resolver)
         built = self._session_builder(WorkerQueryContext(builder, headers))
         if inspect.isawaitable(built):
-            built = asyncio.run(_await(built))
+            built = asyncio.run(_await(built, check))
         if not isinstance(built, SessionState):
             raise TypeError(
                 f"the worker's session builder returned {type(built).__name__}, "
@@ -199,8 +206,12 @@ def _usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
-async def _await(built: Awaitable[SessionState]) -> SessionState:
-    return await built
+async def _await(built: Awaitable[SessionState], check: Callable[[], object]) -> SessionState:
+    building = asyncio.ensure_future(built)
+    while not building.done():
+        check()
+        await asyncio.wait([building], timeout=_CHECK_POLL)
+    return building.result()
 
 
 class WorkerServer:

@@ -151,8 +151,13 @@ class CallHandlers:
         query = request.output.query
 
         def run(is_cancelled: Callable[[], bool]) -> bytes:
-            state = self._sessions.of(query, call.headers)
+            def check() -> None:
+                self._exchange.check_running(query)
+                if is_cancelled():
+                    raise TaskCancelledError("the coordinator has gone away")
+
             try:
+                state = self._sessions.of(query, call.headers, check)
                 self._exchange.check_running(query)
             except QueryReleasedError:  # while the session was built
                 self._sessions.forget(query)
@@ -262,25 +267,32 @@ class _Sessions:
         self._built: dict[str, SessionState] = {}
         self.latest: SessionState | None = None
 
-    def of(self, query: str, headers: Mapping[str, str]) -> SessionState:
-        """Raises if the session builder does, saying so; then the next task tries again."""
+    def of(
+        self, query: str, headers: Mapping[str, str], check: Callable[[], object]
+    ) -> SessionState:
+        """Raises if the session builder does, saying so; then the next task tries again.
+
+        Or what ``check`` raises, which tells whether a builder that awaits may go on.
+        """
         with self._lock:
             building = self._building.setdefault(query, threading.Lock())
         with building:
             state = self._built.get(query)
             if state is None:
-                state = self._new(headers)
+                state = self._new(headers, check)
                 with self._lock:
                     if query in self._building:  # else it is over meanwhile
                         self._built[query] = state
                     self.latest = state
         return state
 
-    def _new(self, headers: Mapping[str, str]) -> SessionState:
+    def _new(self, headers: Mapping[str, str], check: Callable[[], object]) -> SessionState:
         try:
-            return self._worker.build_session(headers, self._channel_resolver)
+            return self._worker.build_session(headers, self._channel_resolver, check=check)
         except (flight.FlightUnauthenticatedError, flight.FlightUnauthorizedError):
             raise  # it turns the caller away
+        except (QueryReleasedError, TaskCancelledError):
+            raise
         except Exception as error:
             # Of its own type it could mean something else here: FileExistsError, a replay.
             raise RuntimeError(

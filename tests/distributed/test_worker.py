@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import threading
@@ -33,9 +34,9 @@ QUERY = "0123456789abcdef" * 2
 KEY = OutputKey(QUERY, 1, 0, 0)
 
 
-def request(planning, query, key=KEY, settings=None):
+def request(planning, query, key=KEY, settings=None, **fields):
     plan = planning.sql(query).execution_plan().to_bytes(planning)
-    return TaskRequest(key, plan, settings or {}).to_bytes()
+    return TaskRequest(key, plan, settings or {}, **fields).to_bytes()
 
 
 def act(client, action, body=b"", options=None):
@@ -247,6 +248,33 @@ def test_the_session_builder_may_be_async(tmp_path, planning):
         assert len(execute(client, body).partitions) == 3
 
 
+@pytest.mark.parametrize("how", ["released", "left"])
+def test_an_async_session_builder_that_hangs_ends_with_its_query(tmp_path, planning, how):
+    begun, ended = threading.Event(), threading.Event()
+
+    async def build(query):
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    with (
+        Worker.from_session_builder(build).into_flight_server(exchange_dir=tmp_path) as server,
+        flight.connect(server.location) as client,
+    ):
+        body = request(planning, "SELECT l_tax FROM lineitem", wait=30.0 * (how == "left"))
+        if how == "released":
+            assert act(client, EXECUTE_TASK, body) == b""
+            assert begun.wait(10)
+            act(client, RELEASE_QUERY, QUERY.encode())
+        else:
+            with pytest.raises(flight.FlightTimedOutError):
+                act(client, EXECUTE_TASK, body, flight.FlightCallOptions(timeout=1.0))
+        assert ended.wait(10)
+        wait_until(lambda: server._pool.running == 0)
+
+
 def failing(error):
     raise error
 
@@ -299,10 +327,10 @@ def test_a_session_built_for_a_query_that_is_over_is_let_go(tmp_path, planning, 
     """The query ends after its task has left the queue and before that has a session."""
     build = _worker_calls._Sessions.of
 
-    def of(sessions, query, headers):
+    def of(sessions, query, headers, check):
         with flight.connect(server.location) as another:
             act(another, RELEASE_QUERY, query.encode())
-        return build(sessions, query, headers)
+        return build(sessions, query, headers, check)
 
     monkeypatch.setattr(_worker_calls._Sessions, "of", of)
     with (
