@@ -10,8 +10,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import math
 import re
+import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -378,9 +378,9 @@ def _index(fields: Mapping[str, Any], name: str, limit: int = _MAX_INDEX) -> int
     return value
 
 
-def _seconds(fields: Mapping[str, Any], name: str, limit: float = math.inf) -> float:
+def _seconds(fields: Mapping[str, Any], name: str, limit: float = sys.float_info.max) -> float:
     value = fields[name]
-    if type(value) not in (int, float) or not 0 <= value <= limit or math.isinf(value):
+    if type(value) not in (int, float) or not 0 <= value <= limit:
         raise WireError(f"{name} must be a number of seconds from 0 to {limit:g}")
     return float(value)
 

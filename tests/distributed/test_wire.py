@@ -175,6 +175,7 @@ INPUT = {"number": 1, "schema": "", "partitions": []}
         {"wait": 1e9},
         {"wait": "1"},
         {"lease": float("inf")},
+        {"lease": 10**400},
         {"lease": -1},
         {"worker_timeout": None},
         {"compression": "gzip"},
