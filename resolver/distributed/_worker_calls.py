@@ -331,11 +331,11 @@ def _answering() -> Iterator[None]:
     except (GeneratorExit, flight.FlightError):
         raise
     except (_wire.WireError, InvalidPlanError, FileExistsError) as error:
-        raise pa.ArrowInvalid(str(error)) from None
+        raise pa.ArrowInvalid(_text_of(error)) from None
     except _wire.UnknownOutputError:
         raise pa.ArrowKeyError("this worker does not hold that output") from None
     except (QueryReleasedError, TaskCancelledError) as error:
-        raise flight.FlightCancelledError(str(error)) from None
+        raise flight.FlightCancelledError(_text_of(error)) from None
     except TaskPoolFullError as error:
         raise _refusal(
             f"this worker takes no more tasks now: {error}; run it on another one, or later"
@@ -350,7 +350,12 @@ def _refusal(text: str) -> flight.FlightUnavailableError:
 
 
 def _fail(error: BaseException) -> NoReturn:
-    text = str(error) or type(error).__name__
+    text = _text_of(error)
     if isinstance(error, KeyError):  # which says its key and no more
         text = f"KeyError: {text}"
     raise flight.FlightServerError(text) from None
+
+
+def _text_of(error: BaseException) -> str:
+    """What ``error`` says, or else what it is. Not every ``str`` is text that can be sent."""
+    return str(error).encode(errors="backslashreplace").decode() or type(error).__name__

@@ -288,6 +288,7 @@ def failing(error):
         (lambda query: query.headers["x-tenant"], "session builder raised KeyError: 'x-tenant'"),
         (lambda query: failing(FileExistsError("x")), "session builder raised FileExistsError: x"),
         (lambda query: failing(flight.FlightUnavailableError("the catalogue")), "the catalogue"),
+        (lambda query: failing(OSError("no \udcff here")), r"raised OSError: no \\udcff here"),
     ],
 )
 def test_a_broken_session_builder_is_told_to_the_caller(tmp_path, planning, build, message):
