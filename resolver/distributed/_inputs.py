@@ -288,7 +288,7 @@ def with_inputs(
     for stage_input in inputs:
         schema = _deserialized(stage_input.schema)
         groups = [
-            [_entry(path) for source in partition for path in files[source]]
+            [_entry(source, path) for source in partition for path in files[source]]
             for partition in stage_input.partitions
         ]
         scans[stage_input.number] = _scan(schema, groups, stem, context)
@@ -339,8 +339,11 @@ def _template(schema: pa.Schema, stem: Path, context: datafusion.SessionContext)
     return template
 
 
-def _entry(path: Path) -> FileEntry:
-    status = path.stat()
+def _entry(source: PartitionSource, path: Path) -> FileEntry:
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:  # somebody tidied up
+        raise _lost(source.url, error) from error
     return FileEntry(str(path), status.st_size, status.st_mtime_ns)
 
 

@@ -295,6 +295,24 @@ def test_dictionaries_survive_pieces_and_shuffles(two, single, monkeypatch, comp
     assert rows(session.sql(query).to_arrow_table()) == rows(single.sql(query).to_arrow_table())
 
 
+def test_output_that_somebody_removed_is_made_again(two, single, monkeypatch):
+    """Whether it is read in place or fetched."""
+    publish, removed = _exchange.Exchange.publish, []
+
+    def publish_and_lose(exchange, key, partitions):
+        publish(exchange, key, partitions)
+        if not removed:
+            removed.extend(path for each in partitions for path in each.files)
+            for path in removed:
+                path.unlink()
+
+    monkeypatch.setattr(_exchange.Exchange, "publish", publish_and_lose)
+    query = "SELECT l_orderkey, min(l_comment) AS c FROM lineitem GROUP BY 1"
+    session = two(scan_bytes_per_task=0, bytes_per_task=0, coordinator_threshold=0)
+    assert rows(session.sql(query).to_arrow_table()) == rows(single.sql(query).to_arrow_table())
+    assert removed
+
+
 def test_a_call_that_ends_early_cancels_its_task(server, client, planning):
     """Its deadline passes here; the worker sees that nobody waits and stops."""
     body = request(planning, ENDLESS, wait=60.0).to_bytes()
