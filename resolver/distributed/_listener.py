@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote_to_bytes
 
 import pyarrow as pa
 from pyarrow import flight
@@ -31,6 +32,7 @@ _REMEDIES: Final = {
     errno.EADDRNOTAVAIL: "give an address of this machine",
     errno.EACCES: "give a port from 1024, or port 0 for a free one",
 }
+_ANSWER_TIMEOUT: Final = 1.0  # seconds
 _RELEASE_POLL: Final = 0.0005  # seconds between looks whether the old server has left the port
 _RELEASE_PATIENCE: Final = 10.0  # seconds after which somebody else must have taken it
 
@@ -78,6 +80,8 @@ class Listener:
             _check_free(
                 address.url.host.strip("[]"), 0 if address.any_port else address.url.port or 0
             )
+        else:
+            _check_unanswered(unquote_to_bytes(address.url.path))
         self._server = FlightServer(address.flight_location(guard), calls, guard.server_options())
         self._handed_over: list[threading.Thread] = []
         self._is_closed = False
@@ -167,6 +171,19 @@ def _check_free(host: str, port: int) -> None:
         remedy = _REMEDIES.get(failure.errno or 0)
         text = failure.strerror or str(failure)
         raise OSError(f"{text}; {remedy}" if remedy else text) from failure
+
+
+def _check_unanswered(path: bytes) -> None:
+    """Raise ``OSError`` if a Unix socket has a listener, whom gRPC would cut off unasked."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_ANSWER_TIMEOUT)
+        try:
+            probe.connect(path)
+        except (TimeoutError, BlockingIOError):
+            pass  # it has many callers
+        except OSError:
+            return
+    raise OSError("somebody listens on that socket already; give another path")
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import threading
 
 import pyarrow as pa
@@ -393,6 +394,20 @@ def test_a_server_on_ipv6_and_on_a_unix_socket(tmp_path):
             flight.connect(server.location) as client,
         ):
             assert len(client.list_actions()) == 6
+
+
+def test_a_unix_socket_is_taken_from_nobody_who_answers_there(tmp_path):
+    path = tmp_path / "a w"
+    location = f"grpc+unix://{tmp_path}/a%20w"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    with Worker().into_flight_server(location, exchange_dir=tmp_path) as server:
+        with pytest.raises(OSError, match="somebody listens on that socket already"):
+            Worker().into_flight_server(location, exchange_dir=tmp_path / "other")
+        assert names(tmp_path / "other") == []
+        with flight.connect(server.location) as client:
+            assert len(client.list_actions()) == 6
+    assert not path.exists()
 
 
 def test_shutdown_ends_serve_and_running_tasks_and_leaves_nothing(tmp_path, planning):
