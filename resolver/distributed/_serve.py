@@ -141,8 +141,13 @@ class _Told:
 
 
 def _announce(server: WorkerServer, owner: Owner | None) -> None:
-    sys.stdout.write(json.dumps({"url": server.url, "pid": os.getpid()}) + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(json.dumps({"url": server.url, "pid": os.getpid()}) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if owner is None:
+            raise
+        # It has gone, which we are about to notice, and has left us its directory.
     if owner is not None:
         # The owner reads that line and no more; what a session builder prints would fill
         # the pipe and then block us.

@@ -108,8 +108,24 @@ main()
 """
 
 
+STARTING = """
+import threading
+from resolver.distributed import LocalCluster
+
+def wait(cluster):
+    print(*(process.pid for process in cluster.processes), flush=True)
+    threading.Event().wait()
+
+LocalCluster._wait_until_ready = wait
+LocalCluster(workers=2).start()
+"""
+
+
 def owner(temporary, tpch, before="pass"):
-    script = textwrap.dedent(OWNER).format(table=str(tpch / "lineitem"), before=before)
+    return run_owner(temporary, OWNER.format(table=str(tpch / "lineitem"), before=before))
+
+
+def run_owner(temporary, script):
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", script],
         stdin=subprocess.DEVNULL,
@@ -127,6 +143,14 @@ def owner(temporary, tpch, before="pass"):
 
 def test_nothing_is_left_after_the_owner_was_killed(temporary, tpch):
     process, pids = owner(temporary, tpch)
+    process.kill()
+    process.communicate()
+    eventually(lambda: not any(map(alive, pids)))
+    assert names(temporary) == []
+
+
+def test_nothing_is_left_after_the_owner_was_killed_while_it_started(temporary):
+    process, pids = run_owner(temporary, STARTING)
     process.kill()
     process.communicate()
     eventually(lambda: not any(map(alive, pids)))
