@@ -118,6 +118,8 @@ class Exchange:
         except BaseException:
             self._remove(stem.name)
             with self._lock:
+                # What it left to itself may write on, and is charged no more.
+                query.running.discard(key)
                 self._bytes -= query.charged.pop(key, 0)
             raise
         finally:
@@ -170,12 +172,15 @@ class Exchange:
         """Count ``count`` more bytes on disk, or fewer, for the task ``key`` while it runs.
 
         They are given back when the task fails and when its query ends. Raises
-        ``ExchangeFullError`` when all tasks together would hold more than the quota.
+        ``ExchangeFullError`` when all tasks together would hold more than the quota, and
+        ``QueryReleasedError`` when the task has ended.
         """
         with self._lock:
             query = self._queries.get(key.query)
             if query is None:
                 raise QueryReleasedError(f"query {key.query} is over")
+            if key not in query.running:
+                raise QueryReleasedError(f"a task of query {key.query} is over")
             if count > 0 and self._quota is not None and self._bytes + count > self._quota:
                 raise ExchangeFullError(
                     f"the exchange is full: {self._bytes:,} bytes of exchange_quota="

@@ -254,6 +254,16 @@ def test_bytes_of_a_failed_task_are_given_back(exchange):
     assert exchange.bytes == 0
 
 
+def test_what_goes_on_after_its_task_has_failed_is_not_counted(exchange):
+    with pytest.raises(ZeroDivisionError), exchange.task(KEY) as directory:
+        writer = exchange.writer(KEY, directory, 0, pa.schema([("a", pa.int64())]))
+        writer.write(pa.record_batch({"a": [1]}))
+        raise ZeroDivisionError
+    with pytest.raises(QueryReleasedError, match="a task of query"):
+        writer.finish()
+    assert exchange.bytes == 0
+
+
 def test_what_was_fetched_may_be_given_back_before_the_query_ends(exchange):
     with exchange.task(KEY):
         exchange.charge(KEY, 1_000)
