@@ -151,23 +151,30 @@ def _try_out(guard: Guard) -> None:
 
 
 def _check_free(host: str, port: int) -> None:
-    """Raise ``OSError``, with the remedy, unless one address of ``host`` can be listened on.
+    """Raise ``OSError``, with the remedy, unless the addresses of ``host`` can be listened on.
 
-    gRPC says less, and says it on standard error.
+    One that this machine does not have is left out, but none that somebody else has: callers
+    would find him there. gRPC says less, and says it on standard error.
     """
-    failure: OSError | None = None
+    # gRPC asks nobody what localhost is.
+    names = ["127.0.0.1", "::1"] if host == "localhost" else [host]
     try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = [
+            address
+            for name in names
+            for address in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+        ]
     except OSError as error:
         raise OSError(f"{error.strerror}; give an address of this machine") from error
+    failures: list[OSError] = []
     for address in addresses:
         try:
             _bind(address)
         except OSError as error:
-            failure = failure or error
-        else:
-            return
-    if failure is not None:
+            failures.append(error)
+    taken = [error for error in failures if error.errno == errno.EADDRINUSE]
+    if taken or len(failures) == len(addresses):
+        failure = (taken or failures)[0]
         remedy = _REMEDIES.get(failure.errno or 0)
         text = failure.strerror or str(failure)
         raise OSError(f"{text}; {remedy}" if remedy else text) from failure

@@ -381,6 +381,20 @@ def test_a_taken_port_is_refused(server, tmp_path):
     assert names(tmp_path / "other") == []
 
 
+@pytest.mark.parametrize(
+    ("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+)
+def test_localhost_is_not_shared_with_somebody_else(tmp_path, family, address):
+    """Callers would find him at one of its addresses, and show him their token."""
+    with socket.socket(family) as other:
+        other.bind((address, 0))
+        other.listen()
+        with pytest.raises(OSError, match="already in use"):
+            Worker().into_flight_server(
+                f"grpc://localhost:{other.getsockname()[1]}", exchange_dir=tmp_path
+            )
+
+
 def test_a_server_knows_its_address(server):
     assert server.url == f"http://127.0.0.1:{server.port}"
     assert server.location == f"grpc+tcp://127.0.0.1:{server.port}"
