@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Final
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = [
     "Compactor",
     "cast_batch",
+    "checked",
     "has_dictionary",
     "merged_schema",
     "stored_schema",
@@ -118,6 +119,17 @@ def cast_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         for column, field in zip(batch.columns, schema, strict=True)
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def checked(reader: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The batches of a ``reader`` of bytes that may come from a stranger.
+
+    DataFusion must not be given such bytes: it ends the process where they ask for more
+    memory than there is. Raises ``pyarrow.ArrowException`` or ``OSError``.
+    """
+    for batch in reader:
+        batch.validate(full=True)
+        yield batch
 
 
 def has_dictionary(schema: pa.Schema) -> bool:

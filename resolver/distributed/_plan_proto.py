@@ -763,10 +763,22 @@ class PlanNode:
         return self.replaced(emptied)
 
     def _without_memory(self) -> PlanNode:
+        return self._with_memory(lambda _: b"")
+
+    def _with_memory(self, change: Callable[[bytes], bytes]) -> PlanNode:
         copy = self._copy()
         partitions = copy._body().partitions
-        partitions[:] = [b""] * len(partitions)
+        partitions[:] = [change(partition) for partition in partitions]
         return copy
+
+    def with_memory(self, change: Callable[[bytes], bytes]) -> PlanNode:
+        """The plan with ``change`` made to every partition of its in-memory tables.
+
+        A partition is a stream in Arrow's IPC format, or nothing.
+        """
+        return self.replaced(
+            lambda node: node._with_memory(change) if node.kind == "memory_scan" else None
+        )
 
     def cooperating(self) -> PlanNode:
         """The plan with every join giving way to others now and then.

@@ -17,7 +17,7 @@ import datafusion
 import pyarrow as pa
 from pyarrow import flight
 
-from ._batches import Compactor, merged_schema
+from ._batches import Compactor, checked, merged_schema
 from ._cutter import UNDERSTOOD
 from ._exchange import Exchange, QueryReleasedError
 from ._inputs import Fetcher, InputLostError, with_inputs
@@ -112,7 +112,7 @@ def run_task(
             check=check,
         )
         try:
-            node = PlanNode.parse(request.plan)
+            node = PlanNode.parse(request.plan).with_memory(_rewritten)
             node = with_inputs(node, request.inputs, fetcher, context, stem)
         except InputLostError as error:
             lost = json.dumps({"lost": error.url}).encode()
@@ -196,6 +196,23 @@ def _check_nodes(data: bytes) -> None:
     if kinds - _TASK_KINDS:
         shown = ", ".join(sorted(kinds - _TASK_KINDS))
         raise InvalidPlanError(f"these plan bytes were refused: no part of a task is: {shown}")
+
+
+def _rewritten(table: bytes) -> bytes:
+    """A partition of an in-memory table, if it is one."""
+    if not table:
+        return table
+    sink = pa.BufferOutputStream()
+    try:
+        with pa.ipc.open_stream(table) as reader, pa.ipc.new_stream(sink, reader.schema) as writer:
+            for batch in checked(reader):
+                writer.write_batch(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidPlanError(
+            f"these plan bytes were refused: an in-memory table cannot be read: {error}"
+        ) from error
+    rewritten: bytes = sink.getvalue().to_pybytes()
+    return rewritten
 
 
 _Result = tuple[StoredPartition, pa.Schema | None]

@@ -232,6 +232,17 @@ def test_a_plan_that_divides_rows_into_too_many_partitions_is_refused(
         run_task(sent, executing, exchange, lambda: False, resolver=DirectResolver())
 
 
+def test_garbage_in_an_in_memory_table_does_not_reach_datafusion(executing, exchange):
+    """Which would end the process over a size that there is no memory for."""
+    session = datafusion.SessionContext()
+    session.from_arrow(pa.table({"a": [1, 2, None]}), "t")
+    plan = PlanNode.parse(request(session, "SELECT a FROM t").plan)
+    for garbage in (b"garbage", b"\xff" * 400):
+        sent = TaskRequest(KEY, plan.with_memory(lambda _, found=garbage: found).to_bytes(), {})
+        with pytest.raises(InvalidPlanError, match="an in-memory table cannot be read"):
+            run_task(sent, executing, exchange, lambda: False, resolver=DirectResolver())
+
+
 class Bomb:
     """A callable that leaves a mark when it is unpickled."""
 
