@@ -18,7 +18,7 @@ from pyarrow import flight
 
 from resolver._errors import ResolverError
 
-from ._batches import stored_schema
+from ._batches import checked, stored_schema
 from ._errors import DistributedError
 from ._partition import PartitionWriter
 from ._plan_proto import FileEntry, PlanNode
@@ -50,7 +50,7 @@ _STREAMS: Final = 4
 _Stream = tuple[str, int]
 """The worker's URL, and which of the streams from there it is."""
 
-_Missing = tuple[int, bytes]
+_File = tuple[int, bytes]
 """What tells the files of a source from those of others, and its schema."""
 
 
@@ -152,7 +152,7 @@ class Fetcher:
         works.
         """
         found: dict[PartitionSource, tuple[Path, ...]] = {}
-        missing: dict[str, dict[PartitionSource, _Missing]] = defaultdict(dict)
+        missing: dict[str, dict[PartitionSource, _File]] = defaultdict(dict)
         numbers = itertools.count()
         for stage_input in inputs:
             for source in itertools.chain.from_iterable(stage_input.partitions):
@@ -161,7 +161,8 @@ class Fetcher:
                     found[source] = self._exchange.partition(ticket).files
                 except UnknownOutputError:
                     if source.files:
-                        found[source] = self._written(source, next(numbers))
+                        file = next(numbers), stage_input.schema
+                        found[source] = self._written(source, file)
                     else:
                         missing[source.url][source] = next(numbers), stage_input.schema
         if not missing:
@@ -176,9 +177,8 @@ class Fetcher:
         transfers = _Transfers(streams, self._ask_for_sign)
 
         def fetch(stream: _Stream) -> None:
-            for source, (number, schema) in streams[stream]:
-                stored_as = stored_schema(_deserialized(schema))
-                writer = PartitionWriter(self._stem, number, stored_as, charge=self._charge)
+            for source, file in streams[stream]:
+                writer = self._writer(file)
                 found[source] = self._fetched(source, writer, lambda: transfers.heard(stream))
             transfers.ended(stream)
 
@@ -204,16 +204,26 @@ class Fetcher:
         if charged:
             self._exchange.charge(self._key, -charged)
 
-    def _written(self, source: PartitionSource, number: int) -> tuple[Path, ...]:
-        """The files of a source that came along with the request."""
-        self._charge(sum(map(len, source.files)))
-        paths = []
-        for index, content in enumerate(source.files):
-            path = self._stem.with_name(f"{self._stem.name}-{number}-{index}.arrow")
-            path.write_bytes(content)
-            paths.append(path)
-        self._files += paths
-        return tuple(paths)
+    def _written(self, source: PartitionSource, file: _File) -> tuple[Path, ...]:
+        """The files of a source that came along with the request.
+
+        Written anew, batch by batch: they are the caller's, and his care is not known.
+        """
+        writer = self._writer(file)
+        try:
+            for batch in _batches_of(source):
+                writer.write(batch)
+            stored = writer.finish()
+        except BaseException:
+            writer.discard()
+            raise
+        self._files += stored.files
+        return stored.files
+
+    def _writer(self, file: _File) -> PartitionWriter:
+        number, schema = file
+        stored_as = stored_schema(_deserialized(schema))
+        return PartitionWriter(self._stem, number, stored_as, charge=self._charge)
 
     def _charge(self, count: int) -> None:
         self._exchange.charge(self._key, count)
@@ -345,6 +355,18 @@ def _entry(source: PartitionSource, path: Path) -> FileEntry:
     except FileNotFoundError as error:  # somebody tidied up
         raise _lost(source.url, error) from error
     return FileEntry(str(path), status.st_size, status.st_mtime_ns)
+
+
+def _batches_of(source: PartitionSource) -> list[pa.RecordBatch]:
+    batches: list[pa.RecordBatch] = []
+    try:
+        for content in source.files:
+            with pa.ipc.open_file(pa.py_buffer(content)) as reader:
+                every = map(reader.get_batch, range(reader.num_record_batches))
+                batches.extend(checked(every))
+    except (pa.ArrowException, OSError) as error:
+        raise WireError(f"a partition that came along cannot be read: {error}") from error
+    return batches
 
 
 def _deserialized(schema: bytes) -> pa.Schema:

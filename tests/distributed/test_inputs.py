@@ -11,7 +11,7 @@ import pytest
 
 from resolver.distributed._exchange import Exchange
 from resolver.distributed._inputs import Fetcher, InputLostError
-from resolver.distributed._wire import HEALTH, OutputKey, PartitionSource, StageInput
+from resolver.distributed._wire import HEALTH, OutputKey, PartitionSource, StageInput, WireError
 from tests.support.distributed import eventually, names
 
 BATCH = pa.record_batch({"a": [1, 2, 3]})
@@ -55,11 +55,12 @@ class Reader(list):
 @pytest.fixture
 def bring(tmp_path):
     """Fetches one partition from ``worker``, as a task that is published or fails."""
-    source = PartitionSource(URL, OutputKey(QUERY, 1, 0, 0), 0, BATCH.num_rows, 1, 100)
-    stage_input = StageInput(1, BATCH.schema.serialize().to_pybytes(), ((source,),))
     exchange = Exchange(tmp_path)
 
-    def bring(worker):
+    def bring(worker, *files):
+        output = OutputKey(QUERY, 1, 0, 0)
+        source = PartitionSource(URL, output, 0, BATCH.num_rows, 1, 100, files)
+        stage_input = StageInput(1, BATCH.schema.serialize().to_pybytes(), ((source,),))
         key = OutputKey(QUERY, 2, 0, 0)
         with exchange.task(key) as stem:
             fetcher = Fetcher(
@@ -118,3 +119,14 @@ def test_a_worker_that_is_silent_and_lives_is_waited_for(bring):
     assert worker.asked.is_set()
     assert not worker.invalidated
     eventually(lambda: not fetching())
+
+
+def test_what_came_along_is_written_anew(bring):
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, BATCH.schema) as writer:
+        writer.write_batch(BATCH)
+    content = sink.getvalue().to_pybytes()
+    for garbage in (b"garbage", content[:-20], b"ARROW1\0\0" + content[-20:]):
+        with pytest.raises(WireError, match="came along cannot be read"):
+            bring(None, garbage)
+    assert len(bring(None, content)) == 1
