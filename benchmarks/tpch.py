@@ -294,7 +294,7 @@ def main() -> int:
     )
     parser.add_argument("--scale-factor", type=float, default=1.0, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--runs", type=int, default=3, help="that count (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=9, help="that count (default: %(default)s)")
     parser.add_argument(
         "--query",
         type=int,
