@@ -21,6 +21,7 @@ from ._calls import worker_info
 from ._cluster import LocalCluster
 from ._output import table_text
 from ._reported import start
+from ._state import SessionStateBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +54,9 @@ def run(*, scale_factor: str, workers: int, data_dir: Path | None) -> int:
         for url in cluster.get_urls():
             print(f"  {url}")
         resolver = stack.enter_context(DefaultChannelResolver())
-        distributed = cluster.session(resolver)
+        # So little would be one worker's; here all of them are to be seen.
+        builder = SessionStateBuilder().with_distributed_option("scan_bytes_per_task", 0)
+        distributed = cluster.session(resolver, builder=builder)
         single = datafusion.SessionContext()
         for session in (distributed, single):
             for table in _tpch.TABLES:
