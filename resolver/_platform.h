@@ -7,6 +7,7 @@
 #include <Python.h>
 #include <pthread.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -48,26 +49,14 @@ static inline int exact_str_equal(PyObject *a, PyObject *b) {
 /* Hands an owned reference to Cython, which would otherwise take one more. */
 static inline PyObject *give(PyObject *owned) { return owned; }
 
-/* Zeroed memory for what threads read and write at the same time; `free_lines` frees it.
- *
- * Without the GIL it shares no cache line. Lines count in pairs: some processors fetch the
- * neighbour along with the one that is wanted. */
-#ifdef Py_GIL_DISABLED
+/* Zeroed memory that shares no cache line; freed with free(). Lines count in pairs: some
+ * processors fetch the neighbour along with the one that is wanted. */
 static inline void *on_own_lines(size_t size) {
-    const uintptr_t last = 127;
-    char *memory = PyMem_RawCalloc(1, sizeof(void *) + last + ((size + last) & ~last));
-    if (memory == NULL) return NULL;
-    void **lines = (void **)(((uintptr_t)memory + sizeof(void *) + last) & ~last);
-    lines[-1] = memory;
-    return lines;
+    void *memory = NULL;
+    size = (size + 127) & ~(size_t)127;
+    if (posix_memalign(&memory, 128, size) != 0) return NULL;
+    return memset(memory, 0, size);
 }
-static inline void free_lines(void *lines) {
-    if (lines != NULL) PyMem_RawFree(((void **)lines)[-1]);
-}
-#else
-#define on_own_lines(size) PyMem_RawCalloc(1, size)
-#define free_lines(lines) PyMem_RawFree(lines)
-#endif
 
 /* A spelling of a URL that the cache holds.
  *
@@ -95,7 +84,7 @@ static inline Key *new_key(PyObject *text) {
 }
 static inline void free_key(Key *key) {
     if (key != NULL) Py_DECREF(key->text);
-    free_lines(key);
+    free(key);
 }
 static inline PyObject *text_of(Key *key) { return key->text; }
 static inline Py_hash_t hash_of(Key *key) { return key->hash; }
