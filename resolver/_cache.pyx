@@ -28,7 +28,6 @@ Life of an entry
 
 cimport cython
 from libc.stdint cimport int64_t
-from libc.stdlib cimport free
 
 cdef extern from "_platform.h":
     ctypedef struct PyObject
@@ -73,6 +72,7 @@ cdef extern from "_platform.h":
     void *PyMem_RawCalloc(size_t, size_t) noexcept
     void PyMem_RawFree(void *) noexcept
     void *on_own_lines(size_t) noexcept
+    void free_lines(void *) noexcept
 
 cdef enum:
     FIRST_CAPACITY = 8      # slots of a stripe that holds anything; a power of two
@@ -166,7 +166,7 @@ cdef bint insert_locked(Stripe *stripe, Key *key, Entry *entry) noexcept:
             if stripe.slots[at].key != NULL:
                 place(slots, larger - 1, stripe.slots[at])
         if stripe.slots != &NO_SLOTS:
-            free(stripe.slots)
+            free_lines(stripe.slots)
         stripe.slots = slots
         stripe.mask = larger - 1
     what.key = key
@@ -713,8 +713,8 @@ cdef class ClientCache:
         cdef Reader *readers = <Reader *>on_own_lines(READERS * sizeof(Reader))
         cdef int index
         if stripes == NULL or readers == NULL:
-            free(stripes)
-            free(readers)
+            free_lines(stripes)
+            free_lines(readers)
             raise MemoryError
         for index in range(lanes * STRIPES):
             stripes[index].slots = &NO_SLOTS
@@ -730,9 +730,9 @@ cdef class ClientCache:
         cdef int index
         for index in range(self.lanes * STRIPES if self.stripes != NULL else 0):
             if self.stripes[index].slots != &NO_SLOTS:
-                free(self.stripes[index].slots)
-        free(self.stripes)
-        free(self.readers)
+                free_lines(self.stripes[index].slots)
+        free_lines(self.stripes)
+        free_lines(self.readers)
         self.stripes = NULL
         self.readers = NULL
 

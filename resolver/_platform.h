@@ -6,8 +6,8 @@
 
 #include <Python.h>
 #include <pthread.h>
+#include <stddef.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -49,42 +49,54 @@ static inline int exact_str_equal(PyObject *a, PyObject *b) {
 /* Hands an owned reference to Cython, which would otherwise take one more. */
 static inline PyObject *give(PyObject *owned) { return owned; }
 
-/* Zeroed memory that shares no cache line; freed with free(). Lines count in pairs: some
- * processors fetch the neighbour along with the one that is wanted. */
+/* Zeroed memory for what threads read and write at the same time; `free_lines` frees it.
+ *
+ * Without the GIL it shares no cache line. Lines count in pairs: some processors fetch the
+ * neighbour along with the one that is wanted. */
+#ifdef Py_GIL_DISABLED
 static inline void *on_own_lines(size_t size) {
-    void *memory = NULL;
-    size = (size + 127) & ~(size_t)127;
-    if (posix_memalign(&memory, 128, size) != 0) return NULL;
-    return memset(memory, 0, size);
+    const uintptr_t last = 127;
+    char *memory = PyMem_RawCalloc(1, sizeof(void *) + last + ((size + last) & ~last));
+    if (memory == NULL) return NULL;
+    void **lines = (void **)(((uintptr_t)memory + sizeof(void *) + last) & ~last);
+    lines[-1] = memory;
+    return lines;
 }
+static inline void free_lines(void *lines) {
+    if (lines != NULL) PyMem_RawFree(((void **)lines)[-1]);
+}
+#else
+#define on_own_lines(size) PyMem_RawCalloc(1, size)
+#define free_lines(lines) PyMem_RawFree(lines)
+#endif
 
 /* A spelling of a URL that the cache holds.
  *
- * With the GIL, the str itself. Without it, a copy on lines of its own: next to a str that a
- * caller made lie others that threads count their references to, and two threads that only
- * read the one would wait for whoever writes to the other. */
+ * With the GIL, the str itself. Without it, a copy among the cache's own memory: next to a
+ * str that a caller made lie others that threads count their references to, and two threads
+ * that only read the one would wait for whoever writes to the other. */
 #ifdef Py_GIL_DISABLED
 typedef struct {
     PyObject *text;
     Py_hash_t hash;
     Py_ssize_t length;
-    int kind;
+    unsigned char kind;
     char data[];
 } Key;
 static inline Key *new_key(PyObject *text) {
     size_t size = (size_t)PyUnicode_GET_LENGTH(text) * (size_t)PyUnicode_KIND(text);
-    Key *key = on_own_lines(sizeof(Key) + size);
+    Key *key = PyMem_RawMalloc(offsetof(Key, data) + size);
     if (key == NULL) return NULL;
     key->text = Py_NewRef(text);
     key->hash = exact_str_hash(text);
     key->length = PyUnicode_GET_LENGTH(text);
-    key->kind = (int)PyUnicode_KIND(text);
+    key->kind = (unsigned char)PyUnicode_KIND(text);
     memcpy(key->data, PyUnicode_DATA(text), size);
     return key;
 }
 static inline void free_key(Key *key) {
     if (key != NULL) Py_DECREF(key->text);
-    free(key);
+    PyMem_RawFree(key);
 }
 static inline PyObject *text_of(Key *key) { return key->text; }
 static inline Py_hash_t hash_of(Key *key) { return key->hash; }
