@@ -7,6 +7,7 @@ import collections.abc
 import contextlib
 import gc
 import inspect
+import os
 import sys
 import threading
 import weakref
@@ -245,7 +246,7 @@ def test_two_threads_that_step_one_hit_take_one_reference(router, cache_of):
         for at, each in enumerate(found):
             reached[me] = at
             while reached[1 - me] < at:  # so that both are at the same one
-                pass
+                os.sched_yield()  # on a busy machine the other may wait for this core
             with contextlib.suppress(StopIteration, RuntimeError):
                 next(each)
 
