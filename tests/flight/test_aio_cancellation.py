@@ -111,17 +111,21 @@ def unreading():
         running.end.set()
 
 
+async def begun(server, layers):
+    """Writer and reader of an exchange whose schema was sent."""
+    client = await aio.GrpcConnector(layers=layers).connect(f"http://127.0.0.1:{server.port}")
+    writer, reader = client.do_exchange(flight.FlightDescriptor.for_path("a"))
+    await writer.begin(LARGE.schema)
+    return writer, reader
+
+
 @pytest.mark.parametrize("layers", [[], [CallMetrics()]], ids=["plain", "layered"])
 @pytest.mark.parametrize("steps", [1, 2, 3, None])
 def test_after_a_write_that_was_cancelled_there_is_no_other(unreading, layers, steps):
     """The batch may have been sent or not: with the next one, the server would miss it."""
 
     async def main():
-        client = await aio.GrpcConnector(layers=layers).connect(
-            f"http://127.0.0.1:{unreading.port}"
-        )
-        writer, reader = client.do_exchange(flight.FlightDescriptor.for_path("a"))
-        await writer.begin(LARGE.schema)
+        writer, reader = await begun(unreading, layers)
         writing = asyncio.create_task(writer.write_table(pa.Table.from_batches([LARGE] * 50)))
         if steps is None:
             await asyncio.wait([writing], timeout=0.3)  # by then it waits for the server
@@ -146,11 +150,7 @@ def test_after_a_write_that_was_cancelled_there_is_no_other(unreading, layers, s
 @pytest.mark.parametrize("layers", [[], [CallMetrics()]], ids=["plain", "layered"])
 def test_cancelling_a_stream_is_an_error_to_who_writes_it_and_cancels_no_task(unreading, layers):
     async def main():
-        client = await aio.GrpcConnector(layers=layers).connect(
-            f"http://127.0.0.1:{unreading.port}"
-        )
-        writer, reader = client.do_exchange(flight.FlightDescriptor.for_path("a"))
-        await writer.begin(LARGE.schema)
+        writer, reader = await begun(unreading, layers)
         writing = asyncio.create_task(writer.write_table(pa.Table.from_batches([LARGE] * 50)))
         await asyncio.wait([writing], timeout=0.3)
         reader.cancel()
@@ -166,11 +166,7 @@ def test_a_close_that_was_cancelled_says_so_again(unreading, layers, steps):
     """Or who asks once more would take it that everything arrived."""
 
     async def main():
-        client = await aio.GrpcConnector(layers=layers).connect(
-            f"http://127.0.0.1:{unreading.port}"
-        )
-        writer, _reader = client.do_exchange(flight.FlightDescriptor.for_path("a"))
-        await writer.begin(LARGE.schema)
+        writer, _reader = await begun(unreading, layers)
         closing = asyncio.create_task(writer.close())
         if steps is None:
             await asyncio.wait([closing], timeout=0.3)  # by then it waits for the server
