@@ -25,7 +25,7 @@ from ._reach import reach
 from ._threads import call_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from resolver._resolver import ChannelResolver
 
@@ -95,19 +95,29 @@ class WorkerCalls:
         """
         deadline = time.monotonic() + _RELEASE_TIMEOUT
 
-        def release(url: str) -> None:
-            with contextlib.suppress(ResolverError, pa.ArrowException, OSError, EOFError):
-                client = self._resolver.get_flight_client_for_url(url)
-                options = flight.FlightCallOptions(timeout=_RELEASE_TIMEOUT, headers=self._headers)
-                _act(client, _wire.RELEASE_QUERY, query.encode(), options)
-
         def check() -> None:
             if time.monotonic() > deadline:
                 raise TimeoutError
 
+        release = functools.partial(self._release, _wire.RELEASE_QUERY, query.encode())
         calls = [functools.partial(release, url) for url in urls]
         with contextlib.suppress(TimeoutError):
             call_all(calls, name="release", check=check)
+
+    def release_outputs(self, outputs: Mapping[str, Sequence[_wire.OutputKey]]) -> None:
+        """Let each worker remove these outputs, by its URL. Waits for none."""
+        for url, keys in outputs.items():
+            body = _wire.ReleaseRequest(tuple(keys)).to_bytes()
+            arguments = (_wire.RELEASE_OUTPUTS, body, url)
+            threading.Thread(
+                target=self._release, args=arguments, name="release", daemon=True
+            ).start()
+
+    def _release(self, action: str, body: bytes, url: str) -> None:
+        with contextlib.suppress(ResolverError, pa.ArrowException, OSError, EOFError):
+            client = self._resolver.get_flight_client_for_url(url)
+            options = flight.FlightCallOptions(timeout=_RELEASE_TIMEOUT, headers=self._headers)
+            _act(client, action, body, options)
 
     def renew_lease(self, urls: Iterable[str], query: str) -> None:
         """Tell these workers that the query is still wanted. Failures show up elsewhere.

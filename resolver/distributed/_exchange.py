@@ -26,7 +26,7 @@ from ._partition import PartitionWriter, StoredPartition, read
 from ._wire import UnknownOutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import pyarrow as pa
 
@@ -211,6 +211,22 @@ class Exchange:
         """Raise ``QueryReleasedError`` once the query is over."""
         with self._lock:
             self._refuse_released_locked(query)
+
+    def discard(self, keys: Iterable[OutputKey]) -> None:
+        """Remove these outputs of queries that go on, to be written or read no more.
+
+        One that is still being written stays.
+        """
+        for key in keys:
+            with self._lock:
+                query = self._queries.get(key.query)
+                partitions = () if query is None else query.outputs.get(key, ())
+                if query is not None and partitions:
+                    query.outputs[key] = ()
+                    self._bytes -= query.charged.pop(key, 0)
+            for partition in partitions:
+                for path in partition.files:
+                    path.unlink(missing_ok=True)
 
     def release(self, query: str) -> None:
         """End a query: remove its outputs, and stop its tasks at their next batch.

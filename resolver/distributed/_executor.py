@@ -1,16 +1,17 @@
 """Runs a distributed plan: its stages on workers, its head here.
 
-The head starts only once all that it reads is here, so a task that has to run again
+A head starts only once all that it reads is here, so a task that has to run again
 elsewhere costs time and never a row. What runs where is ``_scheduler``'s business.
 """
 
 from __future__ import annotations
 
 import functools
-import threading
 import time
 import uuid
 import weakref
+from collections import defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import datafusion
@@ -19,15 +20,15 @@ from . import _wire
 from ._calls import WorkerCalls
 from ._errors import DistributedError
 from ._inputs import Fetcher, InputLostError, scan_of_nothing, with_inputs
+from ._keeper import Keeper
 from ._plan_proto import PlanNode
 from ._scheduler import Scheduler
 from ._task import plan_metrics
-from ._threads import call_all, call_beside, call_interruptibly
+from ._threads import call_all, call_interruptibly
 from ._tree import Boundary, Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Mapping
 
     import pyarrow as pa
 
@@ -37,39 +38,37 @@ if TYPE_CHECKING:
     from ._inputs import Headers
     from ._options import DistributedOptions
     from ._report import RunReport
+    from ._runs import StageRun, TaskRun
     from ._stage import DistributedPlan
 
-__all__ = ["HeadRun", "encoded_headers", "run"]
+__all__ = ["HeadRun", "QueryRun", "encoded_headers"]
 
 _HEAD_ATTEMPTS: Final = 8
 
 
 class HeadRun:
-    """The head stage of one query, ready to run once.
+    """The head stage of one query, or of one piece of it, ready to run once.
 
     ``close()`` removes the stage output it reads; so does losing the last reference. What
-    workers held is removed meanwhile, and has been when ``close()`` returns.
+    workers held for a query without more pieces is removed meanwhile, and has been when
+    ``close()`` returns.
     """
 
     def __init__(
         self,
         context: datafusion.SessionContext,
         node: PlanNode,
-        exchange: Exchange,
-        query: str,
+        release: Callable[[], object],
         *,
         report: RunReport,
-        lost: frozenset[str],
-        wait_for_workers: Callable[[], None],
+        wait_for_workers: Callable[[], object],
     ) -> None:
         self._context = context
         self._node = node
         self._wait_for_workers = wait_for_workers
         self.report: Final = report
-        self.lost: Final = lost
-        """The URLs of the workers that were lost meanwhile."""
         # A collector may run on any thread, even one that is waited for: it does not wait.
-        self._release: Final = weakref.finalize(self, exchange.release, query)
+        self._release: Final = weakref.finalize(self, release)
 
     def close(self) -> None:
         """Idempotent."""
@@ -111,133 +110,171 @@ class HeadRun:
         return datafusion.ExecutionPlan.from_bytes(self._context, node.to_bytes())
 
 
-def run(
-    plan: DistributedPlan,
-    *,
-    resolver: ChannelResolver,
-    exchange: Exchange,
-    context: datafusion.SessionContext,
-    settings: Mapping[str, str],
-    headers: Mapping[str, str],
-    options: DistributedOptions,
-    report: RunReport,
-    check: Callable[[], object] = lambda: None,
-) -> HeadRun:
-    """Run the stages of ``plan`` and return its head, ready to be read.
+class QueryRun:
+    """A query that runs: ``next_head()`` gives its head, or one for each of its pieces.
 
-    ``context`` is a session to run the head in and ``headers`` go with every call. Blocks
-    until the head's input is in ``exchange``, or until ``check``, which is called several
-    times a second, raises. Raises ``TaskFailedError`` with DataFusion's
-    message, ``WorkerLostError`` or ``WorkerConnectError`` naming URLs; then, and when
-    interrupted, the query is ended on every worker first.
+    For one thread at a time, but for ``end()``. ``context`` is a session to run heads in and
+    ``headers`` go with every call. ``pieces`` is into how many the last stage is cut at most;
+    what it reads stays on the workers until the last of them has run, or ``end()``.
     """
-    query = uuid.uuid4().hex
-    encoded = encoded_headers(headers)
-    calls = WorkerCalls(resolver, headers=encoded, worker_timeout=options.worker_timeout)
-    scheduler = Scheduler(
-        query,
-        workers=plan.workers,
-        calls=calls,
-        options=options,
-        settings=settings,
-        passthrough=list(headers),
-        empty=functools.partial(_without_rows, context=context, exchange=exchange),
-        first_new_number=len(plan.stages) + 1,
-        report=report,
-    )
-    over = threading.Event()
 
-    def keep() -> None:
-        while not over.wait(options.lease / 3):
-            calls.renew_lease(scheduler.called, query)
-
-    def check_running() -> None:
-        if over.is_set():
-            raise DistributedError(f"query {query} is over")
-
-    def end() -> None:
-        over.set()
-        scheduler.end()
-        report.seconds = time.monotonic() - started
-
-    def release() -> None:
-        # Also what stops the other tasks when one has failed.
-        calls.release(scheduler.called, query)
-
-    new_fetcher = functools.partial(
-        Fetcher,
-        resolver,
-        exchange,
-        headers=encoded,
-        silence=options.worker_timeout,
-        check=check_running,
-    )
-    threading.Thread(target=keep, name="lease", daemon=True).start()
-    started = time.monotonic()
-    try:
-        node = call_interruptibly(
-            lambda: _head(plan, scheduler, new_fetcher, context, exchange, report=report),
-            name="query",
-            check=check,
+    def __init__(
+        self,
+        plan: DistributedPlan,
+        *,
+        resolver: ChannelResolver,
+        exchange: Exchange,
+        context: datafusion.SessionContext,
+        settings: Mapping[str, str],
+        headers: Mapping[str, str],
+        options: DistributedOptions,
+        report: RunReport,
+        pieces: int = 1,
+    ) -> None:
+        self.report: Final = report
+        self._plan = plan
+        self._exchange = exchange
+        self._context = context
+        self._pieces = pieces
+        self._query = uuid.uuid4().hex
+        encoded = encoded_headers(headers)
+        self._calls = WorkerCalls(resolver, headers=encoded, worker_timeout=options.worker_timeout)
+        self._scheduler = Scheduler(
+            self._query,
+            workers=plan.workers,
+            calls=self._calls,
+            options=options,
+            settings=settings,
+            passthrough=list(headers),
+            empty=functools.partial(_without_rows, context=context, exchange=exchange),
+            first_new_number=len(plan.stages) + 1,
+            report=report,
         )
-        end()
-        # All that the head reads is here.
-        released = call_beside(release, name="release")
-    except BaseException:
-        exchange.release(query)
-        end()
-        release()
-        raise
-    return HeadRun(
-        context,
-        node,
-        exchange,
-        query,
-        report=report,
-        lost=scheduler.lost,
-        wait_for_workers=released,
-    )
+        self._new_fetcher = functools.partial(
+            Fetcher,
+            resolver,
+            exchange,
+            headers=encoded,
+            silence=options.worker_timeout,
+            check=self._check_running,
+        )
+        self._heads: list[StageRun] | None = None
+        self._schema: bytes | None = None
+        self._keeper = Keeper(self._scheduler, self._calls, options.lease)
 
+    @property
+    def has_more(self) -> bool:
+        """Whether there is another head; before the first there is."""
+        return self._heads is None or bool(self._heads)
 
-def _head(
-    plan: DistributedPlan,
-    scheduler: Scheduler,
-    new_fetcher: Callable[[_wire.OutputKey, Path], Fetcher],
-    context: datafusion.SessionContext,
-    exchange: Exchange,
-    *,
-    report: RunReport,
-) -> PlanNode:
-    """The plan of the head, over the files that it reads."""
-    settled = scheduler.settle_head(plan.head)
-    # Each worker may be found lost by itself.
-    attempts = len(plan.workers) + _HEAD_ATTEMPTS
-    for attempt in range(attempts):
-        inputs, read = scheduler.inputs_of(settled, settled.stage.tree)
-        key = _wire.OutputKey(scheduler.query, 0, 0, attempt)
+    def end(self) -> None:
+        """Stop what runs, and remove what workers hold; soon. Idempotent, from any thread.
+
+        Waits for nothing and takes no lock, so that a finalizer may do it.
+        """
+        self._keeper.end()
+
+    def next_head(self) -> HeadRun:
+        """Run the query as far as the next head needs it, and return that.
+
+        Blocks until the head's input is in the exchange. Raises ``TaskFailedError`` with
+        DataFusion's message, ``WorkerLostError`` or ``WorkerConnectError`` naming URLs; then,
+        and when interrupted, the query is ended on every worker first.
+        """
+        started = time.monotonic()
+        name = uuid.uuid4().hex
+        release = functools.partial(self._exchange.release, name)
         try:
-            with exchange.task(key) as stem:
-                fetcher = new_fetcher(key, stem)
-                node = with_inputs(settled.stage.tree.plan(), inputs, fetcher, context, stem)
-                exchange.publish(key, ())
-        except InputLostError as error:
-            scheduler.lose(error)
-            continue
-        report.head_fetched_bytes += fetcher.fetched_bytes
-        if scheduler.is_current(read):
-            return node
-    raise DistributedError(f"the output of query {scheduler.query} was lost {attempts} times")
+            self._keeper.start()
+            node = call_interruptibly(
+                lambda: self._next_node(name), name="query", check=self._check_running
+            )
+            self.report.seconds += time.monotonic() - started
+            self.report.progress = None  # from now on rows are read
+            if not self.has_more:
+                self.end()
+        except BaseException:
+            release()
+            self.end()
+            self._keeper.join()
+            raise
+        return HeadRun(
+            self._context,
+            node,
+            release,
+            report=self.report,
+            # Nothing is removed before the last piece is here.
+            wait_for_workers=(lambda: None) if self.has_more else self._keeper.join,
+        )
+
+    def _check_running(self) -> None:
+        if self._keeper.is_over:
+            raise DistributedError(f"query {self._query} is over")
+
+    def _next_node(self, name: str) -> PlanNode:
+        """The plan of the next head, over the files that it reads, which ``name`` stands for."""
+        if self._heads is None:
+            heads = self._scheduler.settle_head(self._plan.head, self._pieces)
+            if len(heads) > 1:
+                self._schema = self._schema_of_pieces()
+            self._heads = heads
+        head = self._heads[0]
+        # Each worker may be found lost by itself.
+        attempts = len(self._plan.workers) + _HEAD_ATTEMPTS
+        for attempt in range(attempts):
+            inputs, read = self._scheduler.inputs_of(head, head.stage.tree)
+            if self._schema is not None:
+                inputs = tuple(replace(each, schema=self._schema) for each in inputs)
+            key = _wire.OutputKey(name, 0, 0, attempt)
+            try:
+                with self._exchange.task(key) as stem:
+                    fetcher = self._new_fetcher(key, stem)
+                    plan = head.stage.tree.plan()
+                    node = with_inputs(plan, inputs, fetcher, self._context, stem)
+                    self._exchange.publish(key, ())
+            except InputLostError as error:
+                self._scheduler.lose(error)
+                continue
+            self.report.head_fetched_bytes += fetcher.fetched_bytes
+            if self._scheduler.is_current(read):
+                del self._heads[0]
+                self._give_back(read)
+                return node
+        raise DistributedError(f"the output of query {self._query} was lost {attempts} times")
+
+    def _give_back(self, read: Iterable[tuple[TaskRun, _wire.OutputKey]]) -> None:
+        """What one piece was read from. After the last one everything is."""
+        if self.has_more:
+            outputs = defaultdict(list)
+            for task, key in read:
+                if task.output is not None:
+                    outputs[task.output.url].append(key)
+            self._calls.release_outputs(outputs)
+
+    def _schema_of_pieces(self) -> bytes | None:
+        """What all pieces have in common, if it is not what each of them has."""
+        (last,) = self._plan.head.inputs
+        if not any(tree.kind == "union" for tree in last.tree.walk()):
+            return None
+        schema: bytes = _schema_of(last.tree, self._context).serialize().to_pybytes()
+        return schema
 
 
 def _without_rows(tree: Tree, *, context: datafusion.SessionContext, exchange: Exchange) -> Tree:
     """A scan of no files in place of ``tree``: its columns, its partitions, and no rows."""
-    probe = PlanNode.parse(_uncut(tree).to_bytes()).without_rows().always_one_row()
-    plan = datafusion.ExecutionPlan.from_bytes(context, probe.to_bytes())
-    schemas = [item.to_pyarrow().schema for item in context.execute(plan, 0)]
-    scan = scan_of_nothing(schemas[0], tree.partitions, exchange.path / "empty", context)
+    schema = _schema_of(tree, context)
+    scan = scan_of_nothing(schema, tree.partitions, exchange.path / "empty", context)
     # A scan, or names over one.
     leaf = Tree((scan.children or (scan,))[0], f"EmptyExec: in place of {tree.name}")
     return Tree(scan.bare(), f"ProjectionExec: of {tree.name}", (leaf,)) if scan.children else leaf
+
+
+def _schema_of(tree: Tree, context: datafusion.SessionContext) -> pa.Schema:
+    """The schema of what ``tree`` gives, all columns nullable."""
+    probe = PlanNode.parse(_uncut(tree).to_bytes()).without_rows().always_one_row()
+    plan = datafusion.ExecutionPlan.from_bytes(context, probe.to_bytes())
+    schemas = [item.to_pyarrow().schema for item in context.execute(plan, 0)]
+    return schemas[0]
 
 
 def _uncut(tree: Tree) -> PlanNode:

@@ -52,9 +52,9 @@ class DistributedOptions:
     )
     stream_bytes: int = _option(  # type: ignore[assignment]
         64 * MIB,
-        "Bytes. A query that only filters and projects files, when it is read as a stream, is "
-        "run in pieces that read about this many bytes of files each: the first rows come early, "
-        "and the next piece is computed while one is read. At most 256 pieces. 0: as a whole.",
+        "Bytes. The last stage of a query that is read as a stream runs in pieces that read about "
+        "this many bytes each, of files or of other stages: the first rows come early, and the "
+        "next piece is computed while one is read. At most 256 pieces. 0: as a whole.",
     )
     inline_limit: int = _option(  # type: ignore[assignment]
         64 * MIB,

@@ -1,78 +1,69 @@
-"""A query cut into several, of which each gives a part of its rows.
+"""A query whose last stage runs in pieces, of which each gives a part of its rows.
 
-What filters and projects files, and no more, gives the rows of one file whatever it reads
-besides. So its result can be read from the first files on while the others are still to
-be scanned, and what has been read of it never has to be made again. Values only; running
-one piece after another is ``_stream``'s business.
+A partition of a stage's output depends on no other one. So the result can be read from the
+first partitions on while the others are still to be made, and what has been read of it never
+has to be made again. Only what the last stage reads may have to be, when a worker is lost; it
+must be the same then. Nothing is run here; running pieces is ``_scheduler``'s business, and
+reading them one after another ``_stream``'s.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from ._tree import Boundary, Share, Stage
+from ._repeatable import has_limit, is_repeatable
+from ._tree import Boundary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from ._runs import StageRun
     from ._stage import DistributedPlan
-    from ._tree import Tree
 
-__all__ = ["piece_count", "pieces"]
+__all__ = ["may_be_read_in_pieces", "piece_count"]
 
-# No union: its inputs may have other schemas than it has.
-_ROW_WISE: Final = frozenset(
-    {"buffer", "coalesce_batches", "cooperative", "filter", "projection", "unnest"}
-)
 _MOST_PIECES: Final = 256
 """More would be planned for no use: each costs milliseconds."""
+_MOST_SHUFFLED: Final = 256
+"""Partitions. Each is an open file of every task whose output is shuffled."""
 
 
 def piece_count(plan: DistributedPlan) -> int:
-    """Into how many pieces ``plan`` is worth to be cut; 1: it is run as a whole."""
+    """For how many pieces ``plan`` is worth to be planned; 1: it is run as a whole.
+
+    An estimate: what the last stage reads is known, and whether what it reads is the same
+    if made again, once all else has run.
+    """
     wanted = plan.options.stream_bytes
-    if not wanted or not _is_row_wise(plan):
+    last = plan.head.tree.source
+    if not wanted or last is None or last.boundary is not Boundary.COALESCE:
         return 1
-    size = sum(tree.node.read_bytes for tree in _only_stage(plan).tree.walk() if tree.node.is_scan)
-    return min(_MOST_PIECES, max(1, math.ceil(size / wanted)))
+    if any(has_limit(tree) for stage in last.walk() for tree in stage.tree.walk()):
+        return 1
+    if not all(
+        is_repeatable(stage.tree, may_group=stage in last.inputs)
+        for below in last.inputs
+        for stage in below.walk()
+    ):
+        return 1
+    nodes = [tree.node for stage in last.walk() for tree in stage.tree.walk()]
+    size = sum(node.read_bytes for node in nodes if node.is_scan)
+    most = _MOST_PIECES
+    if last.inputs:
+        most = min(most, _MOST_SHUFFLED // sum(worker.slots for worker in plan.workers))
+    return max(1, min(most, math.ceil(size / wanted)))
 
 
-def pieces(plan: DistributedPlan, count: int) -> list[DistributedPlan]:
-    """``plan``, which has partitions for ``count`` pieces or fewer, as that many plans."""
-    if not _is_row_wise(plan):
-        return [plan]
-    stage = _only_stage(plan)
-    slots = sum(worker.slots for worker in plan.workers)
-    # No partition is left if the files are gone since their bytes were counted.
-    count = max(1, min(count, math.ceil(stage.tree.partitions / slots)))
-    return list(_cut(plan, stage, count))
+def may_be_read_in_pieces(inputs: Mapping[int, StageRun]) -> bool:
+    """Whether what was made of ``inputs`` stays right if some of them are made again."""
+    return all(
+        is_repeatable(run.stage.tree, may_group=run.stage.boundary is Boundary.SHUFFLE)
+        for run in inputs.values()
+    ) and all(is_repeatable(run.stage.tree) for top in inputs.values() for run in _below(top))
 
 
-def _cut(plan: DistributedPlan, stage: Stage, count: int) -> Iterator[DistributedPlan]:
-    for number in range(count):
-        tree = stage.tree.shared(Share(number, number + 1, count))
-        if tree is not None:
-            piece = replace(plan.head.tree, source=replace(stage, tree=tree))
-            yield replace(plan, head=replace(plan.head, tree=piece))
-
-
-def _only_stage(plan: DistributedPlan) -> Stage:
-    (stage,) = plan.stages
-    return stage
-
-
-def _is_row_wise(plan: DistributedPlan) -> bool:
-    """Whether it scans files, and makes of each row what it makes of it alone."""
-    source = plan.head.tree.source
-    if source is None or source.boundary is not Boundary.COALESCE:
-        return False
-    return all(_is_row_wise_node(tree) for tree in source.tree.walk())
-
-
-def _is_row_wise_node(tree: Tree) -> bool:
-    # A limit may stand in any node, and counts rows. A path may merely look like one.
-    if tree.node.fetch is not None or "fetch=" in tree.line or "limit=" in tree.line:
-        return False
-    return tree.kind in _ROW_WISE or tree.node.is_scan
+def _below(run: StageRun) -> Iterator[StageRun]:
+    for below in run.inputs.values():
+        yield below
+        yield from _below(below)

@@ -60,9 +60,28 @@ _MESSAGES: Final[dict[str, tuple[_Field, ...]]] = {
     "ScalarSubquery": (("input", 1, "child", False), ("subqueries", 2, "child", True)),
     "Aggregate": (
         ("group_by", 1, "bytes", True),
+        ("functions", 2, "Expression", True),
         ("mode", 3, "int32", False),
         ("input", 4, "child", False),
+        ("input_schema", 7, "Schema", False),
         ("dynamic_filter", 13, "bytes", False),
+    ),
+    "AggregateCall": (("arguments", 2, "Expression", True), ("name", 4, "string", False)),
+    "Schema": (("columns", 1, "SchemaField", True),),
+    "SchemaField": (("type", 2, "Type", False),),
+    # Of the types only those of which a sum, or which of two equal ones is kept, may depend
+    # on their order.
+    "Type": (
+        ("float16", 11, "Opaque", False),
+        ("float32", 12, "Opaque", False),
+        ("float64", 13, "Opaque", False),
+        ("list", 25, "Opaque", False),
+        ("large_list", 26, "Opaque", False),
+        ("fixed_size_list", 27, "Opaque", False),
+        ("struct", 28, "Opaque", False),
+        ("union", 29, "Opaque", False),
+        ("dictionary", 30, "Opaque", False),
+        ("map", 33, "Opaque", False),
     ),
     "Sort": (
         ("input", 1, "child", False),
@@ -105,7 +124,7 @@ _MESSAGES: Final[dict[str, tuple[_Field, ...]]] = {
         ("expressions", 2, "Expression", True),
         ("names", 3, "string", True),
     ),
-    "Expression": (("column", 1, "Column", False),),
+    "Expression": (("column", 1, "Column", False), ("aggregate", 4, "AggregateCall", False)),
     "Column": (("name", 1, "string", False), ("index", 2, "uint32", False)),
     "JoinOn": (("left", 1, "bytes", False), ("right", 2, "bytes", False)),
     "Hash": (("expressions", 1, "bytes", True), ("partition_count", 2, "uint64", False)),
@@ -207,6 +226,10 @@ _FETCHING: Final = frozenset(
 
 _JOINS: Final = frozenset({"cross_join", "hash_join", "nested_loop_join"})
 
+# Of these, all but the first give the same in any order only of some types.
+_EXACT: Final = frozenset({"count", "bool_and", "bool_or", "bit_and", "bit_or", "bit_xor"})
+_EXACT_OF_COLUMNS: Final = frozenset({"avg", "max", "min", "sum"})
+
 
 class AggregateMode(enum.IntEnum):
     """How an aggregation is split over partitions, as DataFusion numbers it."""
@@ -244,6 +267,13 @@ def _length(file: Any) -> int:
     """Bytes that are read of a file."""
     length: int = file.range.end - file.range.start if file.HasField("range") else file.size
     return length
+
+
+def _continues(file: Any, other: Any) -> bool:
+    """Whether ``other`` is a range of the same file, right behind."""
+    if not (file.HasField("range") and other.HasField("range")):
+        return False
+    return bool(file.path == other.path and file.range.end == other.range.start)
 
 
 class PlanDecodeError(ValueError):
@@ -290,6 +320,11 @@ def python_functions(data: bytes) -> frozenset[str]:
         except (StopIteration, ValueError) as error:
             raise PlanDecodeError("a Python function in the plan tells no name") from error
     return frozenset(names)
+
+
+# A call of a scalar function: an expression of that kind, its length, and first in it the
+# name. Other bytes may happen to look like one.
+_SCALAR_CALL: Final = re.compile(rb"(?=\x82\x01[\x80-\xff]{0,4}[\x00-\x7f]\n(.))", re.DOTALL)
 
 
 def column_expression(name: str, index: int) -> bytes:
@@ -531,6 +566,34 @@ class PlanNode:
         return tuple(self._body().group_by)
 
     @property
+    def is_exact_aggregate(self) -> bool:
+        """An aggregation that gives the same whatever the order of its rows."""
+        body = self._body()
+        types = [column.type for column in body.input_schema.columns]
+
+        def is_exact(column: Any) -> bool:
+            index = column.column.index
+            return (
+                column.HasField("column") and index < len(types) and not types[index].ListFields()
+            )
+
+        return all(
+            call.name in _EXACT
+            or (call.name in _EXACT_OF_COLUMNS and all(map(is_exact, call.arguments)))
+            for call in (each.aggregate for each in body.functions)
+        )
+
+    @property
+    def scalar_functions(self) -> frozenset[str]:
+        """Names of the scalar functions that the node alone calls, and perhaps of some more."""
+        node = self.bare()
+        data = (node.with_file_groups([]) if node.is_scan else node).to_bytes()
+        return frozenset(
+            data[match.end(1) : match.end(1) + match[1][0]].decode(errors="replace")
+            for match in _SCALAR_CALL.finditer(data)
+        )
+
+    @property
     def preserves_order(self) -> bool:
         """A repartition that merges sorted inputs instead of interleaving them."""
         return self.kind == "repartition" and bool(self._body().preserve_order)
@@ -699,9 +762,7 @@ class PlanNode:
             if not before.files or not after.files:
                 continue
             last, first = before.files[-1], after.files[0]
-            if not (last.path == first.path and last.HasField("range")):
-                continue
-            if not first.HasField("range") or last.range.end != first.range.start:
+            if not _continues(last, first):
                 continue
             if _length(last) < least and len(before.files) > 1:
                 first.range.start = last.range.start
@@ -709,6 +770,23 @@ class PlanNode:
             elif _length(first) < least and len(after.files) > 1:
                 last.range.end = first.range.end
                 del after.files[0]
+        return copy
+
+    def with_file_groups_merged(self, count: int) -> PlanNode:
+        """A scan with each ``count`` adjacent file groups as one."""
+        copy = self._copy()
+        merged = copy._body().base_conf.file_groups
+        originals = self._body().base_conf.file_groups
+        del merged[:]
+        for first in range(0, len(originals), count):
+            files = merged.add().files
+            for group in originals[first : first + count]:
+                for file in group.files:
+                    last = files[-1] if files else None
+                    if last is not None and _continues(last, file):
+                        last.range.end = file.range.end
+                    else:
+                        files.add().CopyFrom(file)
         return copy
 
     def with_memory_partitions(self, partitions: Sequence[int]) -> PlanNode:

@@ -26,10 +26,10 @@ def start(frame: DataFrame) -> tuple[datafusion.RecordBatchStream, RunReport | N
 
     No report: the query runs on a single node, while its rows are read.
     """
-    run = frame._session._start(frame)
-    if run is None:
+    query = frame._session._query(frame)
+    if query is None:
         return datafusion.DataFrame.execute_stream(frame), None
-    return ResultStream(run), run.report
+    return ResultStream(query), query.report
 
 
 def stream(

@@ -5,6 +5,7 @@ Values, but for which output of a task is in use. What runs when is ``_scheduler
 
 from __future__ import annotations
 
+import itertools
 import threading
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -131,7 +132,11 @@ def stage_input(leaf: Tree, run: StageRun, there: Mapping[TaskRun, Output]) -> _
         for output in outputs
     ]
     if leaf.source.boundary is Boundary.SHUFFLE:
-        partitions = [list(sources) for sources in zip(*every, strict=True)]
+        divided = [list(sources) for sources in zip(*every, strict=True)]
+        partitions = [
+            list(itertools.chain.from_iterable(divided[first : first + leaf.merges]))
+            for first in range(0, len(divided), leaf.merges)
+        ]
     elif leaf.source.boundary is Boundary.BROADCAST:
         partitions = [[source for sources in every for source in sources]]
     else:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import math
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from ._adapt import adapt, read_by_every_task, waits_for_build_side
 from ._calls import TaskRefusedError
 from ._errors import DistributedError, WorkerLostError
 from ._inputs import InputLostError
+from ._pieces import may_be_read_in_pieces
 from ._runs import (
     Output,
     StageRun,
@@ -37,7 +39,7 @@ from ._runs import (
     sizes_of,
     stage_input,
 )
-from ._sizes import reads_little, task_count
+from ._sizes import divided_bytes, reads_little, task_count
 from ._threads import call_all
 from ._tree import Boundary, Share, Stage, Tree
 
@@ -98,6 +100,7 @@ class Scheduler:
         self._refusing: dict[str, ResolverError] = {}  # new tasks; their outputs count
         self._called: set[str] = set()
         self._is_over = False
+        self._pieces = 1
 
     @property
     def called(self) -> list[str]:
@@ -261,8 +264,13 @@ class Scheduler:
     def _new_number(self) -> int:
         return next(self._numbers)
 
-    def settle_head(self, head: Stage) -> StageRun:
-        """Run everything below ``head``; its last stage joins it when it reads little."""
+    def settle_head(self, head: Stage, pieces: int = 1) -> list[StageRun]:
+        """Run everything below ``head``; its last stage joins it when it reads little.
+
+        If that is to run in ``pieces``, or fewer, it has not run yet, and each of the heads
+        that are returned reads one of them: ``inputs_of()`` is what runs it.
+        """
+        self._pieces = pieces
         inputs = head.inputs
         prepare = [functools.partial(self.settle, below) for below in inputs]
         settled = {
@@ -270,6 +278,10 @@ class Scheduler:
             for below, result in zip(inputs, call_all(prepare, name="head"), strict=True)
         }
         small = {below.number for below in inputs if self._is_small(below, settled[below.number])}
+        if pieces > 1 and not small:
+            (last,) = inputs
+            parts = self._in_pieces(last, settled[last.number])
+            return [self._head(head, {last.number: part}) for part in parts]
         complete = [
             functools.partial(self._complete, below, settled[below.number])
             for below in inputs
@@ -282,10 +294,13 @@ class Scheduler:
             decisions += settled[number].decisions
             decisions.append(f"stage {number} reads little, so the coordinator runs it")
         tree = replaced(head.tree, {number: settled[number].tree for number in small})
-        tree = as_run(tree, runs)
         self._report.decided(head.number, decisions)
-        self._report.head = tree
-        return StageRun(Stage(head.number, head.boundary, tree, head.whole), runs)
+        return [self._head(replace(head, tree=tree), runs)]
+
+    def _head(self, head: Stage, runs: Mapping[int, StageRun]) -> StageRun:
+        """``head`` over what has run, or is to run when it is asked for."""
+        self._report.head = as_run(head.tree, runs)
+        return StageRun(replace(head, tree=self._report.head), runs)
 
     def _is_small(self, stage: Stage, settled: _Settled) -> bool:
         """Reads only stages, and so little that the coordinator may as well run it."""
@@ -300,18 +315,40 @@ class Scheduler:
         """Run ``stage`` and everything below it."""
         if settled is None:
             settled = self.settle(stage)
-        stage = Stage(stage.number, stage.boundary, settled.tree, stage.whole)
-        run = StageRun(stage, settled.inputs)
-        measured = sizes_of(settled.inputs)
-        workers = 1 if settled.one_task else len(self._live())
-        self._place(run, task_count(stage, measured, self._options, workers))
-        self._report.decided(stage.number, settled.decisions)
-        self._report.started(stage, [(task.index, task.url, task.tree) for task in run.tasks])
+        tree = settled.tree
+        if self._pieces > 1 and not tree.needs_one_task:
+            # Planned for the last stage to be divided finely; all of this one runs at once.
+            tree = tree.merged(sum(worker.slots for worker in self._workers))
+        (run,) = self._placed(stage, replace(settled, tree=tree))
         call_all(
             [functools.partial(self._ensure, task) for task in run.tasks],
             name=f"stage-{stage.number}-task",
         )
         return run
+
+    def _in_pieces(self, last: Stage, settled: _Settled) -> list[StageRun]:
+        """The last stage as several that each give a part of its rows, and have not run yet."""
+        slots = sum(worker.slots for worker in self._workers)
+        pieces = 1
+        if not settled.one_task and may_be_read_in_pieces(settled.inputs):
+            size = divided_bytes(settled.tree, sizes_of(settled.inputs))
+            wanted = math.ceil(size / self._options.stream_bytes)
+            # Of those that it has partitions for, so that every slot has something to do.
+            possible = math.ceil(replace(last, tree=settled.tree).divisible / slots)
+            pieces = max(1, min(self._pieces, wanted, possible))
+        return self._placed(last, settled, pieces)
+
+    def _placed(self, stage: Stage, settled: _Settled, pieces: int = 1) -> list[StageRun]:
+        """``stage``, all below which has run, as ``pieces`` with tasks of their own, or fewer."""
+        stage = replace(stage, tree=settled.tree)
+        measured = sizes_of(settled.inputs)
+        workers = 1 if settled.one_task else len(self._live())
+        tasks = task_count(stage, measured, self._options, workers)
+        runs = self._place(StageRun(stage, settled.inputs), tasks, pieces)
+        self._report.decided(stage.number, settled.decisions)
+        placed = [(task.index, task.url, task.tree) for run in runs for task in run.tasks]
+        self._report.started(stage, placed)
+        return runs
 
     def _live(self) -> list[WorkerSlots]:
         with self._lock:
@@ -331,18 +368,25 @@ class Scheduler:
             f"no worker of {urls} is left to run the query: {said}", url=errors[-1].url
         )
 
-    def _place(self, run: StageRun, tasks: int) -> None:
-        """One task per worker, each with partitions for its slots."""
+    def _place(self, run: StageRun, tasks: int, pieces: int) -> list[StageRun]:
+        """One task per worker and piece, each with partitions for its slots."""
         live = self._live()
         if tasks < len(live):
             live = self._nearest(run, live, tasks)
-        bounds = [0]
-        for worker in live:
-            bounds.append(bounds[-1] + worker.slots)
-        for worker, low, high in zip(live, bounds, bounds[1:], strict=False):
-            tree = run.stage.tree.shared(Share(low, high, bounds[-1]))
-            if tree is not None:
-                run.tasks.append(TaskRun(run, len(run.tasks), tree, worker.url))
+        slots = sum(worker.slots for worker in live)
+        numbers = itertools.count()
+        placed = []
+        low = 0
+        for _ in range(pieces):
+            piece = StageRun(run.stage, run.inputs)
+            for worker in live:
+                share = Share(low, low + worker.slots, slots * pieces)
+                low = share.high
+                tree = run.stage.tree.shared(share)
+                if tree is not None:
+                    piece.tasks.append(TaskRun(piece, next(numbers), tree, worker.url))
+            placed.append(piece)
+        return [piece for piece in placed if piece.tasks] or placed[:1]
 
     def _nearest(self, run: StageRun, live: Sequence[WorkerSlots], tasks: int) -> list[WorkerSlots]:
         """The ``tasks`` workers that hold the most of what the stage reads."""

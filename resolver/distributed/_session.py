@@ -25,9 +25,9 @@ from ._analyzed import display_analyzed
 from ._calls import worker_info
 from ._dataframe import DataFrame, returns_frame
 from ._exchange import Exchange
-from ._executor import encoded_headers, run
+from ._executor import QueryRun, encoded_headers
 from ._lookalikes import bears_a_builtin_name, spark_functions_were_used
-from ._pieces import piece_count, pieces
+from ._pieces import piece_count
 from ._plan_proto import PlanNode
 from ._planner import first_line, single_node
 from ._registered import ObjectStore, hand_over_functions
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 
     from ._executor import HeadRun
     from ._report import Progress
-    from ._stream import Runner
 
 __all__ = ["SessionContext"]
 
@@ -237,13 +236,42 @@ class SessionContext(datafusion.SessionContext):
         progress: Callable[[Progress], object] | None = None,
     ) -> HeadRun | None:
         """Run the stages of ``frame`` below the head; ``None``: not distributed."""
+        query = self._query(frame, progress)
+        return None if query is None else query.next_head()
+
+    def _query(
+        self,
+        frame: datafusion.DataFrame,
+        progress: Callable[[Progress], object] | None = None,
+        *,
+        in_pieces: bool = False,
+    ) -> QueryRun | None:
+        """``frame`` as a query that has not run yet; ``None``: it is not distributed.
+
+        It runs as this session would run it now, whatever is SET afterwards.
+        """
         started = time.monotonic()
         headers = self.state.passthrough_headers()
         planned = self._distribute(frame, headers)
         if not isinstance(planned, DistributedPlan):
             return None
-        report = RunReport(progress=progress, planning_seconds=time.monotonic() - started)
-        return self._runner(headers)(planned, report=report)
+        pieces = piece_count(planned) if in_pieces else 1
+        if pieces > 1:
+            finer = self._distribute(frame, headers, pieces=pieces)
+            pieces = piece_count(finer) if isinstance(finer, DistributedPlan) else 1
+            if isinstance(finer, DistributedPlan) and pieces > 1:
+                planned = finer
+        return QueryRun(
+            planned,
+            resolver=self.state.channel_resolver,
+            exchange=self._shared.exchange(),
+            context=self._derived(EXECUTION),
+            settings={**BATCH_SIZE, **self._settings()},
+            headers=headers,
+            options=self.state.options,
+            report=RunReport(progress=progress, planning_seconds=time.monotonic() - started),
+            pieces=pieces,
+        )
 
     def _stream(
         self,
@@ -251,30 +279,8 @@ class SessionContext(datafusion.SessionContext):
         progress: Callable[[Progress], object] | None = None,
     ) -> ResultStream | None:
         """The rows of ``frame`` from workers, as they come; ``None``: not distributed."""
-        headers = self.state.passthrough_headers()
-        planned = self._distribute(frame, headers)
-        if not isinstance(planned, DistributedPlan):
-            return None
-        plans, count = [planned], piece_count(planned)
-        if count > 1:
-            finer = self._distribute(frame, headers, pieces=count)
-            if isinstance(finer, DistributedPlan):
-                plans = pieces(finer, count)
-        runner = self._runner(headers)
-        head = runner(plans[0], report=RunReport(progress=progress))
-        return ResultStream(head, [(plan, runner) for plan in plans[1:]])
-
-    def _runner(self, headers: Mapping[str, str]) -> Runner:
-        """What runs plans as this session would now, whatever is SET afterwards."""
-        return functools.partial(
-            run,
-            resolver=self.state.channel_resolver,
-            exchange=self._shared.exchange(),
-            context=self._derived(EXECUTION),
-            settings={**BATCH_SIZE, **self._settings()},
-            headers=headers,
-            options=self.state.options,
-        )
+        query = self._query(frame, progress, in_pieces=True)
+        return None if query is None else ResultStream(query)
 
     def _analyzed(
         self, frame: datafusion.DataFrame, width: int | None = DEFAULT_WIDTH

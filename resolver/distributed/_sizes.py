@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from ._options import DistributedOptions
     from ._plan_proto import PlanNode
 
-__all__ = ["Measured", "is_tiny", "reads_little", "rows_and_bytes", "small_files", "task_count"]
+__all__ = [
+    "Measured",
+    "divided_bytes",
+    "is_tiny",
+    "reads_little",
+    "rows_and_bytes",
+    "small_files",
+    "task_count",
+]
 
 _ROW_BY_ROW: Final = frozenset({"coalesce_batches", "cooperative", "filter", "projection"})
 _ALL_PAIRS: Final = frozenset({"cross_join", "nested_loop_join"})
@@ -66,11 +74,23 @@ def rows_and_bytes(measured: Mapping[int, Measured], tree: Tree) -> Measured:
     return Measured(sum(m.rows for m in inputs), sum(m.bytes for m in inputs))
 
 
+def divided_bytes(tree: Tree, measured: Mapping[int, Measured]) -> int:
+    """What all tasks of a stage read together, but for build sides that each of them reads.
+
+    Bytes of files as they are on disk, and of other stages' output as measured.
+    """
+    return sum(
+        measured[below.source.number].bytes if below.source is not None else below.node.read_bytes
+        for below in _divided(tree)
+        if below.source is not None or below.node.is_scan
+    )
+
+
 def task_count(
     stage: Stage, measured: Mapping[int, Measured], options: DistributedOptions, workers: int
 ) -> int:
     """How many tasks a stage is worth, at most one per worker."""
-    pieces, size = _scanned(_divided(stage.tree))
+    pieces, size = _scanned(below.node for below in _divided(stage.tree))
     size += rows_and_bytes(measured, stage.tree).bytes
     if pieces:
         worth = math.ceil(pieces / options.files_per_task)
@@ -118,8 +138,8 @@ def _scanned(nodes: Iterable[PlanNode]) -> tuple[int, int]:
     return pieces, size
 
 
-def _divided(tree: Tree) -> Iterator[PlanNode]:
-    """The nodes that tasks share out, without the build sides that every task has whole."""
-    yield tree.node
+def _divided(tree: Tree) -> Iterator[Tree]:
+    """What tasks share out, without the build sides that every task has whole."""
+    yield tree
     for child in tree.children[1:] if tree.collects_left else tree.children:
         yield from _divided(child)

@@ -1,8 +1,7 @@
 """Calls in parallel that nobody has to wait for.
 
-Every thread is a daemon: a worker that hangs must not keep an interpreter from ending. Only
-a call that cannot take long, and must be made, is waited for then. What the calls do is
-their own business.
+Every thread is a daemon: a worker that hangs must not keep an interpreter from ending. What
+the calls do is their own business.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["call_all", "call_beside", "call_interruptibly"]
+__all__ = ["call_all", "call_interruptibly"]
 
 _T = TypeVar("_T")
 _POLL = 0.1  # seconds
@@ -66,14 +65,3 @@ def call_interruptibly(
     Nor ``check``, which is called several times a second and may raise.
     """
     return call_all([call], name=name, check=check)[0]
-
-
-def call_beside(call: Callable[[], object], *, name: str) -> Callable[[], None]:
-    """Make ``call`` on another thread, which an interpreter that ends waits for.
-
-    ``call`` must end by itself, and soon. Returns what waits for it, on any thread but its
-    own, and raises nothing.
-    """
-    thread = threading.Thread(target=call, name=name, daemon=False)
-    thread.start()
-    return thread.join

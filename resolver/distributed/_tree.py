@@ -8,6 +8,7 @@ where to cut is ``_cutter``'s business, what runs when ``_scheduler``'s.
 from __future__ import annotations
 
 import enum
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -112,14 +113,16 @@ class Tree:
     """A plan node over other trees. Immutable.
 
     ``line`` is how DataFusion displays the node. A leaf with a ``source`` is the output
-    of that stage, or the partitions ``own`` of it. A join that ``may_repeat`` is read for
-    which rows of its build side there are, so several tasks may emit the same one.
+    of that stage, each ``merges`` adjacent partitions as one, or the partitions ``own`` of
+    those. A join that ``may_repeat`` is read for which rows of its build side there are, so
+    several tasks may emit the same one.
     """
 
     node: PlanNode
     line: str
     children: tuple[Tree, ...] = ()
     source: Stage | None = None
+    merges: int = 1
     own: range | None = None
     may_repeat: bool = False
 
@@ -161,7 +164,7 @@ class Tree:
         if self.own is not None:
             return len(self.own)
         if self.source is not None:
-            return _input_partitions(self.source)
+            return math.ceil(_input_partitions(self.source) / self.merges)
         if node.is_hash_repartition:
             return node.hash_partitions
         if node.kind in _ONE_PARTITION:
@@ -266,6 +269,23 @@ class Tree:
         if len(kept) != len(self.children):
             raise TreeError(f"{self.name}: its inputs cannot be divided alike")
         return self.over(*kept)
+
+    def merged(self, most: int) -> Tree:
+        """The same with at most that many partitions at every leaf, adjacent ones as one.
+
+        Rows that belong together stay together. What is sorted, or one partition for its
+        consumer, stays as it is.
+        """
+        if self.children:
+            return self.over(*(child.merged(most) for child in self.children))
+        count = math.ceil(self.partitions / most)
+        if count <= 1:
+            return self
+        if self.source is not None and self.source.boundary is Boundary.SHUFFLE:
+            return replace(self, merges=count)
+        if self.node.is_scan and "output_ordering" not in self.line:
+            return replace(self, node=self.node.with_file_groups_merged(count))
+        return self
 
     def _sliced(self, share: Share) -> Tree | None:
         own = share.of(self.partitions)

@@ -25,6 +25,7 @@ __all__ = [
     "EXECUTE_TASK",
     "HEALTH",
     "INLINE_BYTES",
+    "RELEASE_OUTPUTS",
     "RELEASE_QUERY",
     "RENEW_LEASE",
     "WORKER_INFO",
@@ -34,6 +35,7 @@ __all__ = [
     "PartitionReport",
     "PartitionSource",
     "PartitionTicket",
+    "ReleaseRequest",
     "StageInput",
     "TaskReport",
     "TaskRequest",
@@ -45,6 +47,8 @@ EXECUTE_TASK: Final = "resolver.execute_task"
 """Start a task and wait a while for it: a TaskReport, or nothing while it still runs."""
 AWAIT_TASK: Final = "resolver.await_task"
 """Wait a while longer for a started task; answers as EXECUTE_TASK does."""
+RELEASE_OUTPUTS: Final = "resolver.release_outputs"
+"""Remove some output of a query that goes on: everybody who reads it has."""
 RELEASE_QUERY: Final = "resolver.release_query"
 """End a query: stop its tasks, remove its output."""
 RENEW_LEASE: Final = "resolver.renew_lease"
@@ -217,6 +221,31 @@ class AwaitRequest:
     def parse(cls, data: bytes) -> AwaitRequest:
         fields = _load(data, {"query", "stage", "task", "attempt", "wait"})
         return cls(_output_key(fields), _seconds(fields, "wait", _MAX_WAIT))
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseRequest:
+    """The body of ``RELEASE_OUTPUTS``: outputs of one query, one at least."""
+
+    outputs: tuple[OutputKey, ...]
+
+    def to_bytes(self) -> bytes:
+        keys = [[key.stage, key.task, key.attempt] for key in self.outputs]
+        return _dump({"query": self.outputs[0].query, "outputs": keys})
+
+    @classmethod
+    def parse(cls, data: bytes) -> ReleaseRequest:
+        fields = _load(data, {"query", "outputs"})
+        outputs = fields["outputs"]
+        if not isinstance(outputs, list) or not outputs:
+            raise WireError("outputs must be a list of some")
+        names = ("stage", "task", "attempt")
+        if not all(isinstance(key, list) and len(key) == len(names) for key in outputs):
+            raise WireError(f"an output must be {', '.join(names)}")
+        query = {"query": fields["query"]}
+        return cls(
+            tuple(_output_key({**query, **dict(zip(names, k, strict=True))}) for k in outputs)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ __all__ = ["CallHandlers"]
 _ACTIONS: Final = [
     (_wire.EXECUTE_TASK, "Start a task; answers with its report, or nothing while it runs."),
     (_wire.AWAIT_TASK, "Wait for a started task; answers as execute_task does."),
+    (_wire.RELEASE_OUTPUTS, "Remove some output of a query that goes on."),
     (_wire.RELEASE_QUERY, "End a query: stop its tasks, remove its output."),
     (_wire.RENEW_LEASE, "Keep a query for its lease from now."),
     (_wire.WORKER_INFO, "Version, slots, load, uptime and resolver statistics, as JSON."),
@@ -71,6 +72,7 @@ class CallHandlers:
         self._handlers: dict[str, Callable[[flight.ServerCallContext, bytes], bytes]] = {
             _wire.EXECUTE_TASK: self._execute_task,
             _wire.AWAIT_TASK: self._await_task,
+            _wire.RELEASE_OUTPUTS: self._release_outputs,
             _wire.RELEASE_QUERY: self._release_query,
             _wire.RENEW_LEASE: self._renew_lease,
             _wire.WORKER_INFO: self._worker_info,
@@ -205,6 +207,10 @@ class CallHandlers:
         query = _wire.parse_query_id(body)
         self._exchange.release(query)
         self._forget(query)
+        return b""
+
+    def _release_outputs(self, _context: flight.ServerCallContext, body: bytes) -> bytes:
+        self._exchange.discard(_wire.ReleaseRequest.parse(body).outputs)
         return b""
 
     def _renew_lease(self, _context: flight.ServerCallContext, body: bytes) -> bytes:

@@ -117,11 +117,20 @@ def test_actions(served, data):
     bodies = [
         KEY.query.encode(),
         _wire.AwaitRequest(OutputKey("1" * 32, 1, 0, 0), 0.0).to_bytes(),
+        _wire.ReleaseRequest((OutputKey("1" * 32, 1, 0, 0),)).to_bytes(),
         served.request.to_bytes()[:200],
         b"",
     ]
     name = data.draw(
-        st.sampled_from([_wire.AWAIT_TASK, _wire.RENEW_LEASE, _wire.WORKER_INFO, _wire.HEALTH])
+        st.sampled_from(
+            [
+                _wire.AWAIT_TASK,
+                _wire.RELEASE_OUTPUTS,
+                _wire.RENEW_LEASE,
+                _wire.WORKER_INFO,
+                _wire.HEALTH,
+            ]
+        )
         | st.text(max_size=8)
     )
     body = mutated(data.draw(st.sampled_from(bodies)), data.draw)

@@ -304,6 +304,21 @@ def test_the_first_bytes_of_a_file_would_bring_a_row_group_along(tmp_path):
     assert rows_of_groups(session, scan) == [60_000, 20_100], "which is why"
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 9])
+def test_adjacent_file_groups_become_one(tmp_path, count):
+    session, scan = scan_of(tmp_path / "t", [9_000, 5_000, 20], 7)
+    rows = rows_of_groups(session, scan)
+    assert len(rows) == 7
+    assert scan.file_ranges > 7, "a file is in two groups"
+    merged = scan.with_file_groups_merged(count)
+    assert rows_of_groups(session, merged) == [
+        sum(rows[first : first + count]) for first in range(0, 7, count)
+    ]
+    assert scan.file_groups == 7, "an edit changed the original"
+    whole = scan.with_file_groups_merged(7)
+    assert (whole.file_groups, whole.file_ranges) == (1, 3), "ranges of a file are one again"
+
+
 @pytest.mark.parametrize(("sizes", "groups"), [([9_000], 3), ([5_000, 9_000], 3), ([10, 9_000], 2)])
 def test_files_that_are_cut_for_good_keep_all_their_rows(tmp_path, sizes, groups):
     session, scan = scan_of(tmp_path / "t", sizes, groups)

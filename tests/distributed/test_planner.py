@@ -108,6 +108,28 @@ def test_every_partition_belongs_to_exactly_one_task(planning):
             assert sum(leaf.partitions for leaf in leaves) == whole.partitions
 
 
+def test_adjacent_partitions_are_merged_alike_on_both_sides(planning):
+    query = "SELECT * FROM orders JOIN customer ON o_custkey = c_custkey"
+    *_, join = distribute(planning, query).stages
+    assert join.tree.partitions == 3
+    merged = join.tree.merged(2)
+    assert merged.partitions == 2
+    assert {leaf.merges for leaf in merged.walk() if leaf.source is not None} == {2}
+    parts = [merged.shared(Share(k, k + 1, 2)) for k in range(2)]
+    assert [part.partitions for part in parts] == [1, 1]
+    assert join.tree.merged(3).partitions == 3
+
+
+def test_what_is_sorted_is_not_merged(planning):
+    """Two sorted partitions, one behind the other, are not sorted."""
+    query = "SELECT sum(l_tax) OVER (ORDER BY l_orderkey) FROM lineitem"
+    stage = distribute(planning, query).head
+    sorted_inputs = [tree for tree in stage.tree.walk() if tree.source is not None]
+    assert [tree.source.boundary for tree in sorted_inputs] == [Boundary.COALESCE]
+    assert stage.tree.merged(1).partitions == stage.tree.partitions
+    assert [tree.merged(1).merges for tree in sorted_inputs] == [1]
+
+
 def test_a_round_robin_repartition_is_dropped_inside_a_stage(register):
     session = configured(
         {

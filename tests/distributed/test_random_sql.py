@@ -7,16 +7,19 @@ query is made small by hypothesis, and reported with its tables and both plans.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import datafusion
+import pyarrow as pa
 import pytest
 from hypothesis import given, reject, seed, settings
 
-from resolver.distributed import DistributedPlan, SessionContext
+from resolver.distributed import DataFrame, DistributedPlan, SessionContext, WorkerLostError
+from resolver.distributed._stream import ResultStream
 from tests.support.answers import difference
-from tests.support.local_workers import BROADCASTS, DEFAULTS, SHUFFLES, LocalWorkers
+from tests.support.local_workers import BROADCASTS, DEFAULTS, SHUFFLES, LocalWorkers, Way
 from tests.support.random_sql import Query, queries
 from tests.support.random_tables import SETS, TableSet
 
@@ -28,8 +31,10 @@ WAYS = {
         optimizer__prefer_hash_join=False, optimizer__repartition_file_min_size=1
     ),
 }
-QUERIES_EACH = 520
-"""Different queries to compare in each way; 2,080 in all."""
+IN_PIECES = "read in pieces"
+WAYS[IN_PIECES] = Way(options={**SHUFFLES.options, "stream_bytes": 2_000})
+QUERIES = {**dict.fromkeys(WAYS, 520), IN_PIECES: 200}
+"""How many different queries to compare in each way; 2,280 in all."""
 
 
 _latest = [False]
@@ -72,7 +77,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
             sets[number].register(session)
             plan = session._distribute
             # Counted as they run: planning every query once more takes as long as running it.
-            session._distribute = lambda *arguments: _noted(plan(*arguments))
+            session._distribute = lambda *args, **kwargs: _noted(plan(*args, **kwargs))
             return session
 
         yield Engines(sets, single, distributed)
@@ -83,14 +88,15 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
 @pytest.mark.parametrize("way", WAYS)
 def test_a_random_query_gives_datafusions_answer(engines, way):
     compared: set[tuple[int, str]] = set()
-    failing = spread = 0
+    wanted = QUERIES[way]
+    failing = spread = in_pieces = 0
 
     @seed(list(WAYS).index(way))
-    @settings(max_examples=2 * QUERIES_EACH)
+    @settings(max_examples=2 * wanted)
     @given(queries())
     def check(query: Query) -> None:
-        nonlocal failing, spread
-        if (query.tables, query.text) in compared or len(compared) == QUERIES_EACH:
+        nonlocal failing, spread, in_pieces
+        if (query.tables, query.text) in compared or len(compared) == wanted:
             return
         session = engines.distributed(way, query.tables)
         try:
@@ -102,17 +108,38 @@ def test_a_random_query_gives_datafusions_answer(engines, way):
             reject()
         frame = session.sql(query.text)
         try:
-            found = difference(frame.to_arrow_table(), expected, ordered=query.ordered)
+            table, more = (
+                read_with_losses(frame) if way == IN_PIECES else (frame.to_arrow_table(), 0)
+            )
+            found = difference(table, expected, ordered=query.ordered)
         except Exception as error:
             found = f"{type(error).__name__}: {error}"
         assert not found, report(engines, way, query, frame, found)
         compared.add((query.tables, query.text))
         spread += _latest[0]
+        in_pieces += bool(more)
 
     check()
-    assert len(compared) == QUERIES_EACH
+    assert len(compared) == wanted
     assert failing < len(compared) / 10
     assert spread > len(compared) / 2
+    assert way != IN_PIECES or in_pieces > len(compared) / 10
+
+
+def read_with_losses(frame: DataFrame) -> tuple[pa.Table, int]:
+    """The rows of ``frame``, of which the first piece is read before all its workers but one
+    count as lost; and how many pieces came after it.
+    """
+    stream = frame.execute_stream()
+    batches = [batch.to_pyarrow() for batch in itertools.islice(stream, 1)]
+    pieces = 0
+    if isinstance(stream, ResultStream) and stream._at.ahead is not None:
+        stream._at.ahead.exception(20)
+        pieces = 1 + len(stream._query._heads)
+        for url in stream._query._plan.urls[1:] if stream._query.has_more else ():
+            stream._query._scheduler.lose(WorkerLostError("as if killed", url=url))
+    batches += [batch.to_pyarrow() for batch in stream]
+    return pa.Table.from_batches(batches, None if batches else frame.schema()), pieces
 
 
 def report(

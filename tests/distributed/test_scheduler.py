@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import datafusion
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from resolver import ResolverError, WorkerConnectError
@@ -129,7 +129,11 @@ def scheduled(calls, workers, number=100, empty=lambda tree: tree, **options):
 
 def run_head(scheduler, calls, head, after_reading=lambda: None):
     """What the head reads in the end, as the executor has it."""
-    settled = scheduler.settle_head(head)
+    (settled,) = scheduler.settle_head(head)
+    return read_head(scheduler, calls, settled, after_reading)
+
+
+def read_head(scheduler, calls, settled, after_reading=lambda: None):
     for _ in range(20):
         inputs, read = scheduler.inputs_of(settled, settled.stage.tree)
         try:
@@ -157,17 +161,24 @@ def history(calls, inputs):
 
 def check(calls, inputs):
     """One attempt of every task, and every row of it read as often as it should be."""
-    used = history(calls, inputs)
-    attempts = Counter((key.stage, key.task) for key in used)
-    assert set(attempts.values()) <= {1}, f"mixed attempts: {attempts}"
-    made = {number for number, _ in attempts}
-    for number in made:
+    check_pieces(calls, [inputs])
+
+
+def check_pieces(calls, pieces):
+    """What every piece reads is of one attempt, and together they read every row once."""
+    used = {}
+    for inputs in pieces:
+        keys = history(calls, inputs)
+        attempts = Counter((key.stage, key.task) for key in keys)
+        assert set(attempts.values()) <= {1}, f"mixed attempts: {attempts}"
+        # Of the attempts of different pieces any will do: each reads what others would.
+        used.update({(key.stage, key.task): key for key in keys})
+    check_reads(calls, pieces)
+    for number in {number for number, _ in used}:
         tasks = calls.report.stages[number].tasks
-        assert {task for stage, task in attempts if stage == number} == set(range(len(tasks)))
-    readers = [inputs]
-    check_reads(calls, readers)
-    for number in made:
-        check_reads(calls, [calls.requests[key].inputs for key in used if key.stage == number])
+        keys = [key for key in used.values() if key.stage == number]
+        assert {key.task for key in keys} == set(range(len(tasks)))
+        check_reads(calls, [calls.requests[key].inputs for key in keys])
 
 
 def check_reads(calls, readers):
@@ -214,11 +225,13 @@ def nodes():
 class Stages:
     """Makes trees of stages, numbered from the leaves up."""
 
-    def __init__(self, nodes):
+    def __init__(self, nodes, partitions=3):
         self._scan, self._union, self._join = nodes
+        self._partitions = partitions
         self._number = 0
 
-    def stage(self, boundary, *below, partitions=3):
+    def stage(self, boundary, *below, partitions=None):
+        partitions = partitions or self._partitions
         tree = self.tree(*below)
         if boundary is Boundary.SHUFFLE:
             tree = Tree(PlanNode.hash_repartition([], partitions), "RepartitionExec: Hash", (tree,))
@@ -317,7 +330,7 @@ def test_a_loss_after_the_last_stage_reaches_down_to_the_leaves(nodes):
             calls.dead.add(URLS[1])
             scheduler.lose(WorkerLostError("gone", url=URLS[1]))
 
-    settled = scheduler.settle_head(chain(nodes))
+    (settled,) = scheduler.settle_head(chain(nodes))
     lose_once()
     inputs, read = scheduler.inputs_of(settled, settled.stage.tree)
     assert scheduler.is_current(read)
@@ -353,7 +366,7 @@ def test_workers_that_all_refuse_are_named(nodes):
 def test_what_came_along_with_the_report_is_not_lost(nodes):
     calls = FakeCalls(RunReport(), inline=frozenset({1, 2, 3}))
     scheduler = scheduled(calls, URLS[:3], **SPREAD)
-    settled = scheduler.settle_head(chain(nodes))
+    (settled,) = scheduler.settle_head(chain(nodes))
     calls.held.clear()
     for url in URLS[:3]:
         scheduler.lose(WorkerLostError("gone", url=url))
@@ -367,7 +380,7 @@ def test_an_output_that_was_made_again_is_no_longer_current(nodes):
     """What the head has read does not count once anything below was made again."""
     calls = FakeCalls(RunReport())
     scheduler = scheduled(calls, URLS[:3], **SPREAD)
-    settled = scheduler.settle_head(chain(nodes))
+    (settled,) = scheduler.settle_head(chain(nodes))
     _, read = scheduler.inputs_of(settled, settled.stage.tree)
     assert scheduler.is_current(read)
     (third,) = settled.inputs.values()
@@ -493,6 +506,101 @@ def test_no_answer_is_made_of_mixed_attempts(nodes, below, losses, inline, lost_
     scheduler = scheduled(calls, URLS, **options)
     inputs = run_head(scheduler, calls, head, lose_late)
     check(calls, inputs)
+
+
+IN_PIECES = {**SPREAD, "stream_bytes": 1}
+
+
+def in_pieces(nodes):
+    """The chain, planned for four pieces on three workers."""
+    stages = Stages(nodes, partitions=12)
+    first = stages.stage(SHUFFLE)
+    second = stages.stage(SHUFFLE, first)
+    return stages.head(stages.stage(COALESCE, second))
+
+
+def test_pieces_run_when_they_are_asked_for(nodes):
+    calls = FakeCalls(RunReport())
+    scheduler = scheduled(calls, URLS[:3], **IN_PIECES)
+    heads = scheduler.settle_head(in_pieces(nodes), 4)
+    assert Counter(key.stage for key in calls.requests) == {1: 3, 2: 3}, "the last has not run"
+    assert [task.tree.partitions for task in calls.report.stages[3].tasks] == [1] * 12
+    assert [task.tree.partitions for task in calls.report.stages[2].tasks] == [12] * 3
+    pieces = []
+    for number, head in enumerate(heads, 1):
+        pieces.append(read_head(scheduler, calls, head))
+        assert Counter(key.stage for key in calls.requests)[3] == 3 * number
+    assert len(pieces) == 4
+    check_pieces(calls, pieces)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "options", "wanted"),
+    [
+        (1, {}, 1),
+        (9, {}, 4),  # each has a partition for every slot
+        (2, {}, 2),
+        (4, {"stream_bytes": 1_800}, 2),  # of 3 tasks with 12 partitions of 100 bytes
+        (4, {"stream_bytes": 1 << 20}, 1),
+    ],
+)
+def test_there_are_as_many_pieces_as_are_worth_it(nodes, pieces, options, wanted):
+    calls = FakeCalls(RunReport())
+    scheduler = scheduled(calls, URLS[:3], **{**IN_PIECES, **options})
+    assert len(scheduler.settle_head(in_pieces(nodes), pieces)) == wanted
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_what_might_not_come_out_the_same_is_read_whole(nodes, number):
+    """Rows of the first piece may have been read when a worker with the input of others is lost."""
+
+    def limited(stage):
+        tree = Tree(stage.tree.node, stage.tree.line, tuple(map(below, stage.tree.children)))
+        line = f"{tree.line}, fetch=7" if stage.number == number else tree.line
+        return dataclasses.replace(stage, tree=dataclasses.replace(tree, line=line))
+
+    def below(tree):
+        if tree.source is not None:
+            return dataclasses.replace(tree, source=limited(tree.source))
+        return tree.over(*map(below, tree.children))
+
+    calls = FakeCalls(RunReport())
+    heads = scheduled(calls, URLS[:3], **IN_PIECES).settle_head(limited(in_pieces(nodes)), 4)
+    assert len(heads) == (4 if number == 3 else 1), "the last stage itself runs once"
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    below=st.lists(shapes, min_size=1, max_size=2),
+    losses=schedules,
+    inline=st.frozensets(st.integers(1, 6), max_size=3),
+    lost_late=st.lists(st.sampled_from([None, *URLS[1:]]), max_size=4),
+    lost_while_read=st.lists(st.sampled_from(URLS[1:]), max_size=1),
+)
+def test_no_piece_is_made_of_mixed_attempts(
+    nodes, below, losses, inline, lost_late, lost_while_read
+):
+    """Whatever is lost before, between and while pieces are read."""
+    stages = Stages(nodes, partitions=12)
+    head = stages.head(stages.stage(COALESCE, *(built(stages, shape) for shape in below)))
+    calls = FakeCalls(RunReport(), losses, inline)
+    scheduler = scheduled(calls, URLS, **IN_PIECES)
+
+    def lose_next(urls):
+        url = next(urls, None)
+        if url is not None:
+            with calls.lock:
+                calls.held.pop(url, None)
+                calls.dead.add(url)
+            scheduler.lose(WorkerLostError("gone", url=url))
+
+    between, during = iter(lost_late), iter(lost_while_read)
+    pieces = []
+    for piece in scheduler.settle_head(head, 3):
+        lose_next(between)
+        pieces.append(read_head(scheduler, calls, piece, lambda: lose_next(during)))
+    event(f"{len(pieces)} pieces")
+    check_pieces(calls, pieces)
 
 
 @settings(

@@ -10,8 +10,8 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections import Counter
-from dataclasses import replace
 
 import datafusion
 import pyarrow as pa
@@ -19,32 +19,52 @@ import pyarrow.parquet as pq
 import pytest
 
 from resolver import ForkedProcessError
-from resolver.distributed import LocalCluster, SessionStateBuilder, TaskFailedError, _stream
+from resolver.distributed import LocalCluster, SessionStateBuilder, TaskFailedError
 from resolver.distributed._calls import worker_info
-from resolver.distributed._options import DistributedOptions
-from resolver.distributed._pieces import piece_count, pieces
-from resolver.distributed._stage import DistributedPlan
+from resolver.distributed._pieces import piece_count
 from resolver.distributed._stream import ResultStream
 from tests.support.distributed import DirectResolver, eventually, names
 
 FILES, ROWS = 12, 500
+SPREAD = {
+    "scan_bytes_per_task": 0,
+    "bytes_per_task": 0,
+    "coordinator_threshold": 0,
+    "broadcast_threshold": 0,
+    "stream_bytes": 8_000,
+}
 
-ROW_WISE = {
+IN_PIECES = {
     "all": "SELECT * FROM t",
     "filter and project": "SELECT a + 1 AS more, s FROM t WHERE a % 3 = 0",
     "no columns": "SELECT 1 AS one FROM t WHERE a > 10",
     "unnest": "SELECT unnest([a, a + 1]) AS x FROM t",
     "nothing": "SELECT a FROM t WHERE a < 0",
+    "group": "SELECT a, count(*), min(s) FROM t GROUP BY a",
+    "group of floats": "SELECT a % 100 AS k, round(sum(a * 0.1), 3) FROM t GROUP BY a % 100",
+    "distinct": "SELECT DISTINCT a % 100 AS k, s FROM t",
+    "count distinct": "SELECT a % 100 AS k, count(DISTINCT s) FROM t GROUP BY a % 100",
+    "having": "SELECT a % 100 AS k FROM t GROUP BY a % 100 HAVING avg(a) > 2950",
+    "join": "SELECT t.a, u.s FROM t JOIN t AS u ON t.a = u.a",
+    "left join": "SELECT t.a, u.s FROM t LEFT JOIN (SELECT * FROM t WHERE a % 3 = 0) u ON t.a = u.a",
+    "full join": "SELECT t.a, u.b FROM t FULL JOIN (SELECT a + 100 AS b FROM t) u ON t.a = u.b",
+    "semi join": "SELECT a FROM t WHERE a IN (SELECT a + 7 FROM t)",
+    "join of a group": "SELECT t.a, c FROM t JOIN (SELECT a AS b, count(*) AS c FROM t GROUP BY a) ON a = b",
+    "union": "SELECT a FROM t UNION ALL SELECT a FROM t WHERE a < 100",
+    "union of all kinds": "SELECT a, s FROM t UNION ALL SELECT a, min(s) FROM t GROUP BY a",
+    "window": "SELECT a, row_number() OVER (PARTITION BY a % 9 ORDER BY a) AS n FROM t",
 }
-NOT_ROW_WISE = {
+AS_A_WHOLE = {
     "limit": "SELECT a FROM t LIMIT 700",
     "limit inside": "SELECT a + 1 AS x FROM (SELECT a FROM t LIMIT 700) WHERE a % 2 = 0",
     "order": "SELECT a FROM t ORDER BY a",
-    "group": "SELECT s, count(*) FROM t GROUP BY s",
-    "distinct": "SELECT DISTINCT s FROM t",
-    "join": "SELECT t.a FROM t JOIN t AS u ON t.a = u.a",
-    "union": "SELECT a FROM t UNION ALL SELECT a FROM t WHERE a < 100",
-    "window": "SELECT a, row_number() OVER (ORDER BY a) AS n FROM t",
+    "one row": "SELECT count(*), sum(a) FROM t",
+    "ranks over everything": "SELECT a, row_number() OVER (ORDER BY a) AS n FROM t",
+    "chance below a shuffle": "SELECT t.a FROM t JOIN (SELECT a FROM t WHERE random() < 2) u ON t.a = u.a",
+    "first rows below a shuffle": "SELECT t.a FROM t JOIN (SELECT a FROM t LIMIT 900) u ON t.a = u.a",
+    "sums of floats as keys": (
+        "SELECT t.a FROM t JOIN (SELECT sum(a * 0.5) * 2 AS d FROM t GROUP BY a) ON t.a = d"
+    ),
 }
 
 
@@ -62,7 +82,7 @@ def table(tmp_path_factory):
 
 def streaming(cluster, folder, resolver=None, **options):
     builder = SessionStateBuilder()
-    for name, value in {"scan_bytes_per_task": 0, "stream_bytes": 1, **options}.items():
+    for name, value in {**SPREAD, **options}.items():
         builder.with_distributed_option(name, value)
     session = cluster.session(resolver or DirectResolver(), builder=builder)
     session.register_parquet("t", str(folder))
@@ -86,50 +106,57 @@ def expected(folder, query):
     return counted(single.sql(query).execute_stream())
 
 
-def as_pieces(session, query):
-    plan = session.sql(query).distributed_plan()
-    count = piece_count(plan)
-    finer = session._distribute(session.sql(query), pieces=count)
-    return pieces(finer, count)
+def pieces_of(session, query):
+    """How many there are."""
+    heads = session._query(session.sql(query), in_pieces=True)
+    count = 0
+    while heads.has_more:
+        heads.next_head().close()
+        count += 1
+    return count
 
 
-@pytest.mark.parametrize("name", ROW_WISE)
-def test_pieces_together_give_every_row_once(session, table, name):
-    assert len(as_pieces(session, ROW_WISE[name])) > 1
-    streamed = session.sql(ROW_WISE[name]).execute_stream()
-    assert counted(streamed) == expected(table, ROW_WISE[name])
+@pytest.mark.parametrize("broadcast_threshold", [0, 1 << 30], ids=["shuffles", "broadcasts"])
+@pytest.mark.parametrize("name", IN_PIECES)
+def test_pieces_together_give_every_row_once(cluster, table, name, broadcast_threshold):
+    session = streaming(cluster, table, broadcast_threshold=broadcast_threshold)
+    stream = session.sql(IN_PIECES[name]).execute_stream()
+    assert stream._query.has_more or stream._at.ahead is not None, "there is a second piece"
+    batches = list(stream)
+    assert counted(batches) == expected(table, IN_PIECES[name])
+    assert len({batch.to_pyarrow().schema for batch in batches}) <= 1
 
 
-@pytest.mark.parametrize("name", NOT_ROW_WISE)
-def test_what_is_more_than_row_wise_is_run_as_a_whole(session, table, name):
-    query = NOT_ROW_WISE[name]
-    assert len(as_pieces(session, query)) == 1
-    assert len(counted(session.sql(query).execute_stream())) == len(expected(table, query))
+@pytest.mark.parametrize("name", AS_A_WHOLE)
+def test_what_cannot_be_cut_is_run_as_a_whole(session, table, name):
+    query = AS_A_WHOLE[name]
+    assert pieces_of(session, query) == 1
+    streamed = counted(session.sql(query).execute_stream())
+    assert streamed.total() == expected(table, query).total()
 
 
-def test_a_plan_of_another_shape_is_not_cut(session):
-    whole = session.sql(NOT_ROW_WISE["group"]).distributed_plan()
-    assert pieces(whole, 5) == [whole]
-
-
-def test_a_scan_that_has_become_empty_is_one_piece(session):
-    plan = session.sql(ROW_WISE["all"]).distributed_plan()
-    (stage,) = plan.stages
-    nothing = replace(stage.tree, node=stage.tree.node.with_file_groups([]))
-    head = replace(plan.head.tree, source=replace(stage, tree=nothing))
-    (piece,) = pieces(replace(plan, head=replace(plan.head, tree=head)), 5)
-    assert piece.head.tree.source.tree is nothing
+@pytest.mark.parametrize("name", ["join", "group"])
+def test_rows_come_before_the_last_are_made(session, table, name):
+    stream = session.sql(IN_PIECES[name]).execute_stream()
+    found = counted([next(stream)])
+    stream._at.ahead.result(20)
+    last = max(stream._query.report.stages.values(), key=lambda stage: stage.stage.number)
+    assert any(task.report is None for task in last.tasks)
+    assert found + counted(stream) == expected(table, IN_PIECES[name])
+    assert all(task.report is not None for task in last.tasks)
 
 
 def test_pieces_have_about_the_bytes_that_were_asked_for(cluster, table):
     size = sum(path.stat().st_size for path in table.iterdir())
     for wanted, least, most in ((0, 1, 1), (size, 1, 1), (size // 2, 2, 3), (1, 4, 4)):
-        found = as_pieces(streaming(cluster, table, stream_bytes=wanted), ROW_WISE["all"])
-        assert least <= len(found) <= most
+        found = pieces_of(streaming(cluster, table, stream_bytes=wanted), IN_PIECES["all"])
+        assert least <= found <= most
 
 
-def test_there_are_no_more_pieces_than_are_worth_planning(session):
-    assert piece_count(session.sql(ROW_WISE["all"]).distributed_plan()) == 256
+@pytest.mark.parametrize(("name", "most"), [("all", 256), ("join", 256 // 3)])
+def test_there_are_no_more_pieces_than_are_worth_planning(cluster, table, name, most):
+    session = streaming(cluster, table, stream_bytes=1)
+    assert piece_count(session.sql(IN_PIECES[name]).distributed_plan()) == most
 
 
 def test_an_error_comes_after_the_rows_before_it(cluster, table, tmp_path):
@@ -153,33 +180,68 @@ def test_an_error_comes_after_the_rows_before_it(cluster, table, tmp_path):
         next(stream)
 
 
-def test_a_reader_that_stops_holds_up_what_comes_after_the_next_piece(cluster, table):
+@pytest.mark.parametrize("name", ["all", "join"])
+def test_a_reader_that_stops_holds_up_what_comes_after_the_next_piece(cluster, table, name):
     resolver = DirectResolver()
-    session = streaming(cluster, table, resolver)
-    stream = session.sql(ROW_WISE["all"]).execute_stream()
+    session = streaming(cluster, table, resolver, stream_bytes=4_000)
+    stream = session.sql(IN_PIECES[name]).execute_stream()
     found = counted([next(stream)])
     # The piece that is read, and the one that is computed meanwhile: neither asks for more.
     stream._at.ahead.result(20)
+    eventually(lambda: "release" not in {t.name for t in threading.enumerate()})
     asked = len(resolver.asked)
     files = names(session._shared.exchange().path)
-    assert len({name.partition("-")[0] for name in files}) == 1 + 2  # .lock, and two queries
-    assert stream._at.rest
+    assert len({name.partition("-")[0] for name in files}) == 1 + 2  # .lock, and two heads
+    assert stream._query.has_more
     found += counted(stream)
     assert len(resolver.asked) > asked
-    assert found == expected(table, ROW_WISE["all"])
+    assert found == expected(table, IN_PIECES[name])
     assert names(session._shared.exchange().path) == [".lock"]
+
+
+def test_workers_keep_of_the_last_stage_no_more_than_a_piece(cluster, table):
+    """And of the others all, until the last piece is there."""
+    resolver = DirectResolver()
+    session = streaming(cluster, table, resolver, stream_bytes=4_000)
+    held = []
+
+    def look():
+        eventually(lambda: "release" not in {t.name for t in threading.enumerate()})
+        held.append(sum(worker_info(resolver, url)["exchange_bytes"] for url in cluster.get_urls()))
+
+    query = session._query(session.sql(IN_PIECES["join"]), in_pieces=True)
+    heads = []
+    while query.has_more:
+        heads.append(query.next_head())
+        if query.has_more:
+            look()
+    assert len(heads) > 3
+    assert held[0]
+    assert set(held) == {held[0]}, "nothing of the pieces is left, and all that others read"
+    heads[-1].close()
+    look()
+    assert held[-1] == 0
+
+
+def test_a_lease_is_kept_while_nobody_reads(cluster, table):
+    session = streaming(cluster, table, lease=1.5)
+    stream = session.sql(IN_PIECES["join"]).execute_stream()
+    found = counted([next(stream)])
+    stream._at.ahead.result(20)
+    time.sleep(4)
+    assert found + counted(stream) == expected(table, IN_PIECES["join"])
 
 
 def test_async_for_streams_too(session, table):
     async def read():
-        return counted([batch async for batch in session.sql(ROW_WISE["all"])])
+        return counted([batch async for batch in session.sql(IN_PIECES["all"])])
 
-    assert asyncio.run(read()) == expected(table, ROW_WISE["all"])
+    assert asyncio.run(read()) == expected(table, IN_PIECES["all"])
 
 
 def test_waiting_for_the_next_piece_leaves_the_event_loop_free(session, table):
     async def read():
-        stream = session.sql(ROW_WISE["all"]).execute_stream()
+        stream = session.sql(IN_PIECES["all"]).execute_stream()
         beats, done = 0, asyncio.Event()
 
         async def beat():
@@ -195,7 +257,7 @@ def test_waiting_for_the_next_piece_leaves_the_event_loop_free(session, table):
         return found, beats
 
     found, beats = asyncio.run(read())
-    assert found == expected(table, ROW_WISE["all"])
+    assert found == expected(table, IN_PIECES["all"])
     assert beats > 1
 
 
@@ -203,7 +265,6 @@ class Head:
     """A head that has run, of one row."""
 
     def __init__(self, row):
-        self.lost = frozenset()
         self._row = row
 
     def stream(self):
@@ -215,16 +276,33 @@ class Head:
             raise AssertionError("it may wait for workers, and an event loop waits with it")
 
 
+class Heads:
+    """A query that gives these, each but the first once it may run."""
+
+    def __init__(self, *heads, may_run=None):
+        self._heads = list(heads)
+        self._first = self._heads[0]
+        self._may_run = may_run
+        self.ended = threading.Event()
+
+    @property
+    def has_more(self):
+        return bool(self._heads)
+
+    def next_head(self):
+        head = self._heads.pop(0)
+        assert head is self._first or self._may_run is None or self._may_run.wait(20)
+        return head
+
+    def end(self):
+        self.ended.set()
+
+
 def test_giving_up_the_wait_for_a_piece_loses_no_row():
     may_run = threading.Event()
 
-    def run(plan, *, report, check):
-        assert may_run.wait(20)
-        return Head(2)
-
     async def read():
-        plan = DistributedPlan(None, (), DistributedOptions(), None)
-        stream = ResultStream(Head(1), [(plan, run)])
+        stream = ResultStream(Heads(Head(1), Head(2), may_run=may_run))
         found = counted([await anext(stream)])
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(stream), 0.05)
@@ -248,9 +326,8 @@ class Unreadable(Head):
 
 @pytest.mark.parametrize("what", ["the head", "the thread"])
 def test_no_piece_is_left_out_after_an_error_between_two(monkeypatch, what):
-    heads = iter([Unreadable(2) if what == "the head" else Head(2), Head(3)])
-    plan = DistributedPlan(None, (), DistributedOptions(), None)
-    stream = ResultStream(Head(1), [(plan, lambda _plan, **_: next(heads))] * 2)
+    second = Unreadable(2) if what == "the head" else Head(2)
+    stream = ResultStream(Heads(Head(1), second, Head(3)))
     found = counted([next(stream)])
     with monkeypatch.context() as patch:
         if what == "the thread":
@@ -258,12 +335,17 @@ def test_no_piece_is_left_out_after_an_error_between_two(monkeypatch, what):
         with pytest.raises(RuntimeError):
             next(stream)
     assert found + counted(stream) == Counter([(1,), (2,), (3,)])
-    eventually(lambda: not _stream._computing)
+
+
+def test_a_stream_that_was_never_read_ends_its_query():
+    query = Heads(Unreadable(1))
+    with pytest.raises(RuntimeError, match="cannot be read"):
+        ResultStream(query)
+    eventually(query.ended.is_set)
 
 
 def test_a_forked_child_does_not_wait_for_what_its_parent_computes(monkeypatch):
-    plan = DistributedPlan(None, (), DistributedOptions(), None)
-    stream = ResultStream(Head(1), [(plan, lambda _plan, **_: Head(2))])
+    stream = ResultStream(Heads(Head(1), Head(2)))
     next(stream)
     with monkeypatch.context() as patch:
         patch.setattr(os, "getpid", lambda: 1)
@@ -273,9 +355,9 @@ def test_a_forked_child_does_not_wait_for_what_its_parent_computes(monkeypatch):
 
 
 def test_arrow_consumers_stream_too(session, table):
-    reader = pa.RecordBatchReader.from_stream(session.sql(ROW_WISE["filter and project"]))
+    reader = pa.RecordBatchReader.from_stream(session.sql(IN_PIECES["filter and project"]))
     found = Counter(tuple(row.values()) for batch in reader for row in batch.to_pylist())
-    assert found == expected(table, ROW_WISE["filter and project"])
+    assert found == expected(table, IN_PIECES["filter and project"])
 
 
 # Cheap for the files of the first piece; seconds for each of the others, a batch at a time.
@@ -293,7 +375,7 @@ def test_a_dropped_stream_ends_the_piece_that_runs_ahead(cluster, session):
     next(stream)
     ahead = stream._at.ahead
     del stream
-    assert "dropped before its end" in str(ahead.exception(20))
+    assert "is over" in str(ahead.exception(20))
     del ahead
     eventually(lambda: names(session._shared.exchange().path) == [".lock"])
     for url in cluster.get_urls():
@@ -302,21 +384,46 @@ def test_a_dropped_stream_ends_the_piece_that_runs_ahead(cluster, session):
 
 
 def test_what_is_set_while_a_stream_is_read_is_for_the_next_query(session):
-    stream = session.sql(ROW_WISE["all"]).execute_stream()
+    stream = session.sql(IN_PIECES["all"]).execute_stream()
     sizes = [next(stream).to_pyarrow().num_rows]
     session.sql(SMALL_BATCHES).collect()
     sizes += [batch.to_pyarrow().num_rows for batch in stream]
     assert sizes == [ROWS] * FILES
 
 
-def test_a_worker_that_is_killed_while_a_stream_is_read_costs_no_row(table):
+def test_a_stream_that_is_dropped_while_nothing_runs_leaves_workers_idle(cluster, session):
+    resolver = DirectResolver()
+    stream = session.sql(IN_PIECES["join"]).execute_stream()
+    next(stream)
+    stream._at.ahead.result(20)
+    assert any(worker_info(resolver, url)["queries"] for url in cluster.get_urls())
+    del stream
+    eventually(lambda: names(session._shared.exchange().path) == [".lock"])
+    for url in cluster.get_urls():
+        eventually(lambda url=url: worker_info(resolver, url)["queries"] == 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("all", signal.SIGKILL),
+        ("group", signal.SIGKILL),
+        ("join", signal.SIGKILL),
+        ("join", signal.SIGSTOP),
+        ("union of all kinds", signal.SIGKILL),
+    ],
+)
+def test_a_worker_that_is_lost_while_a_stream_is_read_costs_no_row(table, name, how):
+    """What others made of its output has been read already."""
     with LocalCluster(workers=3) as cluster:
-        session = streaming(cluster, table, stream_bytes=1)
-        stream = session.sql(ROW_WISE["all"]).execute_stream()
+        session = streaming(cluster, table, stream_bytes=4_000, worker_timeout=1.0)
+        stream = session.sql(IN_PIECES[name]).execute_stream()
         found = counted([next(stream)])
-        os.kill(cluster.processes[0].pid, signal.SIGKILL)
+        stream._at.ahead.result(20)
+        os.kill(cluster.processes[0].pid, how)
         found += counted(stream)
-        assert found == expected(table, ROW_WISE["all"])
+        assert found == expected(table, IN_PIECES[name])
+        assert stream._query.report.retries or name == "all"
 
 
 def test_a_program_that_ends_in_mid_stream_leaves_workers_idle(cluster, table):

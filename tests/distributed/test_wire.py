@@ -15,6 +15,7 @@ from resolver.distributed._wire import (
     PartitionReport,
     PartitionSource,
     PartitionTicket,
+    ReleaseRequest,
     StageInput,
     TaskReport,
     TaskRequest,
@@ -72,7 +73,17 @@ def test_messages_round_trip():
     assert TaskReport.parse(plain.to_bytes()) == plain
     awaited = AwaitRequest(KEY, 2.5)
     assert AwaitRequest.parse(awaited.to_bytes()) == awaited
+    released = ReleaseRequest((KEY, OutputKey(QUERY, 9, 8, 7)))
+    assert ReleaseRequest.parse(released.to_bytes()) == released
     assert parse_query_id(QUERY.encode()) == QUERY
+
+
+@pytest.mark.parametrize(
+    "outputs", [None, [], {}, [1], [[1, 2]], [[1, 2, 3, 4]], [[1, 2, "3"]], [[1, 2, 3], [-1, 0, 0]]]
+)
+def test_a_release_with_anything_unexpected_is_refused(outputs):
+    with pytest.raises(WireError):
+        ReleaseRequest.parse(json.dumps({"query": QUERY, "outputs": outputs}).encode())
 
 
 @pytest.mark.parametrize("message", [REQUEST, REPORT])
@@ -113,7 +124,14 @@ def test_a_ticket_without_a_field_is_refused(missing):
 
 
 @pytest.mark.parametrize(
-    "parse", [PartitionTicket.parse, TaskRequest.parse, TaskReport.parse, parse_query_id]
+    "parse",
+    [
+        PartitionTicket.parse,
+        ReleaseRequest.parse,
+        TaskRequest.parse,
+        TaskReport.parse,
+        parse_query_id,
+    ],
 )
 @pytest.mark.parametrize(
     "data", [b"", b"\n", b"[]", b"{}", b"null", b"\xff\xfe", b"[" * 100_000, b"x" * 2_000_000]

@@ -27,12 +27,14 @@ from resolver.distributed._wire import (
     AWAIT_TASK,
     EXECUTE_TASK,
     HEALTH,
+    RELEASE_OUTPUTS,
     RELEASE_QUERY,
     RENEW_LEASE,
     WORKER_INFO,
     AwaitRequest,
     OutputKey,
     PartitionTicket,
+    ReleaseRequest,
     TaskReport,
     TaskRequest,
 )
@@ -149,6 +151,7 @@ def test_actions_are_listed_with_what_they_do(client):
     assert set(actions) == {
         EXECUTE_TASK,
         AWAIT_TASK,
+        RELEASE_OUTPUTS,
         RELEASE_QUERY,
         RENEW_LEASE,
         WORKER_INFO,
@@ -174,6 +177,24 @@ def test_flights_are_the_stored_partitions(server, client, planning):
         assert info.descriptor.path[0] == QUERY.encode()
     act(client, RELEASE_QUERY, QUERY.encode())
     assert list(client.list_flights()) == []
+
+
+def test_an_output_is_removed_while_its_query_goes_on(server, client, planning):
+    other = OutputKey(QUERY, 1, 1, 0)
+    for key in (KEY, other):
+        execute(client, request(planning, SOME, key))
+    files, size = names(server._exchange.path), server._exchange.bytes
+    for _ in range(2):  # it may be told twice
+        act(client, RELEASE_OUTPUTS, ReleaseRequest((KEY,)).to_bytes())
+        assert server._exchange.bytes == size / 2
+    assert len(names(server._exchange.path)) - 1 == (len(files) - 1) / 2
+    with pytest.raises(pa.ArrowKeyError):
+        get(client, 0)
+    assert get(client, 0, key=other).read_all().num_rows
+    with pytest.raises(pa.ArrowInvalid, match="already"):
+        execute(client, request(planning, SOME))
+    act(client, RELEASE_QUERY, QUERY.encode())
+    assert server._exchange.bytes == 0
 
 
 def test_health_and_refusals_while_draining(server, client, planning):
