@@ -296,7 +296,7 @@ def test_a_worker_process_serves_until_it_is_told_to_stop(tmp_path, stop):
         location = ready["url"].replace("https://", "grpc+tls://")
         with flight.connect(location, tls_root_certs=roots) as client:
             options = flight.FlightCallOptions(headers=[(b"authorization", b"Bearer secret")])
-            assert len(client.list_actions(options)) == 6
+            assert client.list_actions(options)
             with pytest.raises(flight.FlightUnauthenticatedError):
                 list(client.list_actions())
         process.send_signal(stop)

@@ -196,7 +196,7 @@ def test_a_query_with_client_certificates(tls, authority, certificate, register,
             "private_key": client.private_key_pem.bytes(),
         }
         with flight.connect(server.location, **options) as known:
-            assert len(known.list_actions()) == 6
+            assert known.list_actions()
         with (
             flight.connect(server.location, tls_root_certs=roots) as stranger,
             pytest.raises(pa.ArrowException),

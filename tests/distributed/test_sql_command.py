@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import functools
 import io
 import json
 import os
@@ -22,10 +23,10 @@ import trustme
 
 import resolver
 from resolver.cli import main
-from resolver.distributed import Worker, _session, _sql
+from resolver.distributed import SessionStateBuilder, Worker, _sql
+from resolver.distributed._executor import QueryRun
 from resolver.distributed._named_tables import NamedTable
 from resolver.distributed._output import table_text, write
-from resolver.distributed._pieces import pieces
 from resolver.distributed._statements import split
 from tests.support.distributed import eventually, names
 
@@ -751,16 +752,20 @@ def test_progress_is_shown_on_a_terminal_and_gone_at_the_end(tpch):
     assert shown.endswith(" \r")
 
 
-def test_a_scan_is_printed_in_pieces(capfd, monkeypatch, tpch):
+def test_a_result_is_printed_in_pieces(capfd, monkeypatch, tpch, cluster):
     """Otherwise the workers would keep all of it before the first row is printed."""
     arguments = ["--workers", "1", *tables(tpch, "lineitem"), "--output", "csv"]
-    arguments += ["SELECT l_orderkey FROM lineitem"]
+    arguments += ["SELECT l_orderkey, count(*) FROM lineitem GROUP BY l_orderkey"]
     whole = run(capfd, *arguments)[1]
-    cut = []
-    monkeypatch.setattr(_session, "piece_count", lambda _: 2)
-    monkeypatch.setattr(_session, "pieces", lambda *asked: cut.extend(pieces(*asked)) or cut)
+    heads = []
+    builder = SessionStateBuilder()
+    for name, value in {"stream_bytes": 100_000, "coordinator_threshold": 0}.items():
+        builder.with_distributed_option(name, value)
+    next_head = QueryRun.next_head
+    monkeypatch.setattr(cluster, "session", functools.partial(cluster.session, builder=builder))
+    monkeypatch.setattr(QueryRun, "next_head", lambda query: heads.append(1) or next_head(query))
     assert sorted(run(capfd, *arguments)[1].split()) == sorted(whole.split())
-    assert len(cut) == 2
+    assert len(heads) > 1
 
 
 def test_a_terminal_without_unicode_still_gets_the_plan(tpch):

