@@ -89,6 +89,10 @@ class Listener:
         self.failure: OSError | None = None
         self.port: Final[int] = self._server.port
 
+    @property
+    def _url(self) -> str:
+        return self._address.worker_url(self.port, self._guard)
+
     def renew(self, current_guard: Callable[[], Guard]) -> None:
         """Guard new connections by what ``current_guard()`` returns, if that is new.
 
@@ -113,7 +117,7 @@ class Listener:
             except (OSError, pa.ArrowException) as error:
                 self._is_closed = True
                 self.failure = OSError(
-                    f"{self._address.url.key}: the port was lost while its certificate was "
+                    f"{self._url}: the port was lost while its certificate was "
                     f"renewed, and no call is answered any more ({error}); start the worker anew"
                 )
                 self._ended.set()

@@ -303,7 +303,7 @@ def test_a_lost_port_is_told(server, files, signer, monkeypatch, caplog):
     files.replace(signer.issue())
     with squatter, caplog.at_level(logging.ERROR, "resolver"):
         server.renew_certificate()
-        with pytest.raises(OSError, match="the port was lost"):
+        with pytest.raises(OSError, match=f"^{server.url}: the port was lost"):
             server.serve()
     assert isinstance(server.failure, OSError)
     assert "start the worker anew" in caplog.text
