@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
+import logging
+import os
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -20,7 +24,7 @@ import pyarrow as pa
 from pyarrow import flight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from ._listen import Guard, ListenAddress
     from ._worker_calls import CallHandlers
@@ -35,6 +39,10 @@ _REMEDIES: Final = {
 _ANSWER_TIMEOUT: Final = 1.0  # seconds
 _RELEASE_POLL: Final = 0.0005  # seconds between looks whether the old server has left the port
 _RELEASE_PATIENCE: Final = 10.0  # seconds after which somebody else must have taken it
+_CALL_PATIENCE: Final = 5.0  # seconds for callers to read what they have asked for
+_CUT_PATIENCE: Final = 1.0  # seconds for calls to notice that their connection is gone
+
+logger = logging.getLogger("resolver")
 
 
 class FlightServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has no types
@@ -75,13 +83,14 @@ class Listener:
         self._calls = calls
         self._address = address
         self._guard = guard
+        self._path = unquote_to_bytes(address.url.path)
         self._lock = threading.Lock()
         if address.url.host:
             _check_free(
                 address.url.host.strip("[]"), 0 if address.any_port else address.url.port or 0
             )
         else:
-            _check_unanswered(unquote_to_bytes(address.url.path))
+            _check_unanswered(self._path)
         self._server = FlightServer(address.flight_location(guard), calls, guard.server_options())
         self._handed_over: list[threading.Thread] = []
         self._is_closed = False
@@ -134,12 +143,22 @@ class Listener:
         return FlightServer(location, self._calls, guard.server_options())
 
     def close(self) -> None:
-        """Answer no more, and block until the calls that are answered now have ended."""
+        """Answer no more, and block until the calls that are answered now have ended.
+
+        The connections of those that have not after ``_CALL_PATIENCE`` are cut: gRPC would
+        wait for as long as a caller reads nothing.
+        """
         with self._lock:
             self._is_closed = True
-        self._server.shutdown()
-        for thread in self._handed_over:
-            thread.join()
+        ending = threading.Thread(
+            target=self._server.shutdown, name="resolver-shutdown", daemon=True
+        )
+        ending.start()
+        threads = [*self._handed_over, ending]
+        if not _joined(threads, _CALL_PATIENCE):
+            _cut_connections(self._address.url.host.strip("[]"), self.port, self._path)
+            if not _joined(threads, _CUT_PATIENCE):
+                logger.warning("%s: calls that do not end are left", self._url)
         self._ended.set()
 
     def wait(self) -> None:
@@ -160,14 +179,8 @@ def _check_free(host: str, port: int) -> None:
     One that this machine does not have is left out, but none that somebody else has: callers
     would find him there. gRPC says less, and says it on standard error.
     """
-    # gRPC asks nobody what localhost is.
-    names = ["127.0.0.1", "::1"] if host == "localhost" else [host]
     try:
-        addresses = [
-            address
-            for name in names
-            for address in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
-        ]
+        addresses = _addresses(host, port)
     except OSError as error:
         raise OSError(f"{error.strerror}; give an address of this machine") from error
     failures: list[OSError] = []
@@ -182,6 +195,16 @@ def _check_free(host: str, port: int) -> None:
         remedy = _REMEDIES.get(failure.errno or 0)
         text = failure.strerror or str(failure)
         raise OSError(f"{text}; {remedy}" if remedy else text) from failure
+
+
+def _addresses(host: str, port: int) -> list[tuple[Any, ...]]:
+    # gRPC asks nobody what localhost is.
+    names = ["127.0.0.1", "::1"] if host == "localhost" else [host]
+    return [
+        address
+        for name in names
+        for address in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    ]
 
 
 def _check_unanswered(path: bytes) -> None:
@@ -209,3 +232,46 @@ def _bind(address: tuple[Any, ...]) -> None:
     with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(where)
+
+
+def _joined(threads: Sequence[threading.Thread], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return not any(thread.is_alive() for thread in threads)
+
+
+def _cut_connections(host: str, port: int, path: bytes) -> None:
+    """Cut what is connected to that address of this process, or else to that Unix socket.
+
+    gRPC lends nobody its sockets, but a duplicate of one is the same connection.
+    """
+    ours = {_plain(where[0]) for *_, where in _addresses(host, port)} if host else set()
+    for found in _sockets():
+        with contextlib.suppress(OSError):  # it is not connected, or no longer
+            name = found.getsockname()
+            if found.family == socket.AF_UNIX:
+                is_ours = not host and os.fsencode(name) == path
+            elif found.family in (socket.AF_INET, socket.AF_INET6) and name[1] == port:
+                is_ours = _plain(name[0]) in ours or any(each.is_unspecified for each in ours)
+            else:
+                is_ours = False
+            if is_ours:
+                found.shutdown(socket.SHUT_RDWR)
+
+
+def _sockets() -> Iterator[socket.socket]:
+    """A duplicate of each socket of this process."""
+    for descriptor in Path("/dev/fd").iterdir():
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            duplicate = os.dup(int(descriptor.name))
+            stack.callback(os.close, duplicate)
+            found = socket.socket(fileno=duplicate)  # refuses what is no socket
+            stack.pop_all()
+            with found:
+                yield found
+
+
+def _plain(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    parsed = ipaddress.ip_address(address)
+    return getattr(parsed, "ipv4_mapped", None) or parsed

@@ -299,8 +299,8 @@ class WorkerServer:
         For up to ``drain`` seconds before that, running tasks may finish and their
         output be fetched, while new tasks are refused; until no query needs this worker.
         A call from another thread with ``drain=0`` ends such a wait. Without ``drain``
-        it blocks for up to 5 seconds, until running tasks have noticed, and until the
-        calls that are being answered have ended.
+        it blocks for up to 5 seconds, until running tasks have noticed, and for up to 5
+        more, until the calls that are being answered have ended; then it cuts them off.
         """
         self.start_draining()
         if drain:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import socket
 import threading
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -15,7 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from resolver import DefaultChannelResolver, default_channel_resolver
-from resolver.distributed import SessionState, Worker, WorkerQueryContext, _worker_calls
+from resolver.distributed import (
+    SessionState,
+    Worker,
+    WorkerQueryContext,
+    _listener,
+    _worker_calls,
+)
 from resolver.distributed._calls import worker_info
 from resolver.distributed._wire import (
     AWAIT_TASK,
@@ -448,3 +456,55 @@ def test_shutdown_ends_serve_and_running_tasks_and_leaves_nothing(tmp_path, plan
         assert not thread.is_alive()
     assert isinstance(outcome[0], flight.FlightError)
     assert names(tmp_path) == []
+
+
+def endless_stream(_calls, _ticket):
+    batch = pa.record_batch({"n": pa.array(range(100_000))})
+    reader = pa.RecordBatchReader.from_batches(batch.schema, itertools.repeat(batch))
+    return flight.RecordBatchStream(reader)
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["grpc://127.0.0.1:0", "grpc://0.0.0.0:0", "grpc://[::1]:0", "grpc://localhost:0", "unix"],
+)
+def test_shutdown_does_not_wait_for_a_caller_that_reads_nothing(tmp_path, monkeypatch, location):
+    monkeypatch.setattr(_listener, "_CALL_PATIENCE", 0.2)
+    monkeypatch.setattr(_worker_calls.CallHandlers, "do_get", endless_stream)
+    options = {"exchange_dir": tmp_path}
+    if location == "unix":
+        location = f"grpc+unix://{tmp_path}/a%20w"
+    elif "0.0.0.0" in location:
+        options |= {"insecure": True, "advertise": "grpc://127.0.0.1:0"}
+    server = Worker().into_flight_server(location, **options)
+    with flight.connect(server.location) as client:
+        stream = client.do_get(flight.Ticket(b""))
+        stream.read_chunk()
+        stopping = threading.Thread(target=server.shutdown, daemon=True)
+        stopping.start()
+        stopping.join(20)
+        assert not stopping.is_alive()
+        with pytest.raises(flight.FlightUnavailableError):
+            for _ in range(1_000):
+                stream.read_chunk()
+
+
+def test_shutdown_cuts_nobody_elses_connections(tmp_path, monkeypatch):
+    monkeypatch.setattr(_listener, "_CALL_PATIENCE", 0.2)
+    monkeypatch.setattr(_worker_calls.CallHandlers, "do_get", endless_stream)
+    server = Worker().into_flight_server(exchange_dir=tmp_path)
+    neighbour = f"grpc://127.0.0.2:{server.port}"
+    with (
+        Worker().into_flight_server(neighbour, exchange_dir=tmp_path) as other,
+        flight.connect(server.location) as client,
+        flight.connect(other.location) as client_of_other,
+    ):
+        streams = [each.do_get(flight.Ticket(b"")) for each in (client, client_of_other)]
+        for stream in streams:
+            stream.read_chunk()
+        before = len(names(Path("/dev/fd")))
+        server.shutdown()
+        assert len(names(Path("/dev/fd"))) <= before
+        for _ in range(100):
+            streams[1].read_chunk()
+        streams[1].cancel()
