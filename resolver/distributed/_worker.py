@@ -99,11 +99,12 @@ class Worker:
     ) -> Worker:
         """A worker whose sessions come from ``session_builder``.
 
-        It is called once per query, on the thread of the query's first task here, with a
-        ``WorkerQueryContext``; for several queries possibly at once. It may be an
-        ``async`` function, which then runs in an event loop of its own and is cancelled
-        when the query ends meanwhile. What it raises fails that task with its message, and
-        the query with ``TaskFailedError``.
+        It is called once per query, by the query's first task here and on a thread of its
+        own, with a ``WorkerQueryContext``; for several queries possibly at once. It may be
+        an ``async`` function, which then runs in an event loop of its own and is cancelled
+        when the query ends meanwhile; another function's slot is given to the next task
+        then, and its thread left to itself. What it raises fails that task with its
+        message, and the query with ``TaskFailedError``.
         """
         return cls(
             session_builder, allow_python_udfs=allow_python_udfs, exchange_quota=exchange_quota

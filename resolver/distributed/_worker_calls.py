@@ -25,6 +25,7 @@ from ._partition import PIECE_BYTES, StoredPartition, ipc_options, read
 from ._settings import EXECUTION, check_travelled
 from ._task import InvalidPlanError, run_task
 from ._task_pool import TaskCancelledError, TaskPool, TaskPoolFullError
+from ._threads import call_interruptibly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -48,6 +49,9 @@ _ACTIONS: Final = [
     (_wire.HEALTH, "Whether the worker takes tasks, as JSON: serving or draining."),
 ]
 _SWEEP_INTERVAL: Final = 0.5  # seconds between looks for leases that have run out
+_CHECK_POLL: Final = 0.1  # seconds
+_MAX_HANGING: Final = 32
+"""Session builders that nobody waits for any more; each is a thread of its own."""
 
 
 class CallHandlers:
@@ -262,7 +266,9 @@ def _stats_of(resolver: Any) -> dict[str, Any]:
 class _Sessions:
     """The session of every query that runs here: built once, by its first task. Thread-safe.
 
-    ``latest`` is the one that was built last.
+    ``latest`` is the one that was built last. A task does not wait for a builder that hangs
+    any longer than for its query; the builder's thread cannot be ended, so there is a limit
+    to how many of these there may be.
     """
 
     def __init__(self, worker: Worker, channel_resolver: ChannelResolver | None) -> None:
@@ -270,6 +276,7 @@ class _Sessions:
         self._channel_resolver = channel_resolver
         self._lock = threading.Lock()
         self._building: dict[str, threading.Lock] = {}
+        self._builders = threading.Semaphore(worker.slots + _MAX_HANGING)
         self._built: dict[str, SessionState] = {}
         self.latest: SessionState | None = None
 
@@ -278,11 +285,13 @@ class _Sessions:
     ) -> SessionState:
         """Raises if the session builder does, saying so; then the next task tries again.
 
-        Or what ``check`` raises, which tells whether a builder that awaits may go on.
+        Or what ``check`` raises, which tells whether there is still somebody who waits.
         """
         with self._lock:
             building = self._building.setdefault(query, threading.Lock())
-        with building:
+        while not building.acquire(timeout=_CHECK_POLL):
+            check()
+        try:
             state = self._built.get(query)
             if state is None:
                 state = self._new(headers, check)
@@ -290,14 +299,24 @@ class _Sessions:
                     if query in self._building:  # else it is over meanwhile
                         self._built[query] = state
                     self.latest = state
+        finally:
+            building.release()
         return state
 
     def _new(self, headers: Mapping[str, str], check: Callable[[], object]) -> SessionState:
+        def build() -> SessionState:
+            if not self._builders.acquire(blocking=False):
+                raise TaskPoolFullError("too many session builders have not returned")
+            try:
+                return self._worker.build_session(headers, self._channel_resolver, check=check)
+            finally:
+                self._builders.release()
+
         try:
-            return self._worker.build_session(headers, self._channel_resolver, check=check)
+            return call_interruptibly(build, name="session", check=check)
         except (flight.FlightUnauthenticatedError, flight.FlightUnauthorizedError):
             raise  # it turns the caller away
-        except (QueryReleasedError, TaskCancelledError):
+        except (QueryReleasedError, TaskCancelledError, TaskPoolFullError):
             raise
         except Exception as error:
             # Of its own type it could mean something else here: FileExistsError, a replay.

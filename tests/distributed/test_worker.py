@@ -284,6 +284,60 @@ def test_an_async_session_builder_that_hangs_ends_with_its_query(tmp_path, plann
         wait_until(lambda: server._pool.running == 0)
 
 
+@pytest.fixture
+def hanging(tmp_path, monkeypatch):
+    """A worker of two slots whose session builders return when ``go_on`` is set."""
+    monkeypatch.setattr(_worker_calls, "_MAX_HANGING", 0)
+    began, go_on = threading.Semaphore(0), threading.Event()
+
+    def build(query):
+        began.release()
+        assert go_on.wait(60)
+        return query.builder.build()
+
+    worker = Worker.from_session_builder(build).with_slots(2)
+    with worker.into_flight_server(exchange_dir=tmp_path) as server:
+        yield server, began, go_on
+        go_on.set()
+
+
+def test_a_session_builder_that_hangs_keeps_no_slot_beyond_its_query(hanging, planning):
+    server, began, go_on = hanging
+    queries = [f"{number:032x}" for number in range(4)]
+
+    def body(query, **fields):
+        key = OutputKey(query, 1, 0, 0)
+        return request(planning, "SELECT l_tax FROM lineitem", key, **fields)
+
+    with flight.connect(server.location) as client:
+        for query in queries[:2]:
+            assert act(client, EXECUTE_TASK, body(query, wait=0.0)) == b""
+            assert began.acquire(timeout=10)
+        for query in queries[:2]:
+            act(client, RELEASE_QUERY, query.encode())
+        wait_until(lambda: server._pool.running == 0)
+        with pytest.raises(flight.FlightUnavailableError, match="builders have not returned"):
+            execute(client, body(queries[2], wait=5.0))
+        go_on.set()
+        wait_until(lambda: server._calls._sessions._builders.acquire(blocking=False))
+        server._calls._sessions._builders.release()
+        assert len(execute(client, body(queries[3])).partitions) == 3
+
+
+def test_a_task_waits_for_no_other_tasks_session_when_it_is_cancelled(hanging, planning):
+    server, began, _ = hanging
+    first, second = (
+        request(planning, "SELECT l_tax FROM lineitem", OutputKey(QUERY, 1, task, 0), wait=wait)
+        for task, wait in enumerate([0.0, 30.0])
+    )
+    with flight.connect(server.location) as client:
+        assert act(client, EXECUTE_TASK, first) == b""
+        assert began.acquire(timeout=10)
+        with pytest.raises(flight.FlightTimedOutError):
+            act(client, EXECUTE_TASK, second, flight.FlightCallOptions(timeout=0.5))
+        wait_until(lambda: server._pool.running == 1)
+
+
 def failing(error):
     raise error
 
