@@ -8,6 +8,7 @@ when credentials change (a resolver does, which is told so).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import threading
@@ -62,7 +63,8 @@ class TlsConfig:
     """Where certificates and keys come from. Thread-safe; no secret is in its ``repr``.
 
     Each source is PEM as ``bytes``, the path of a PEM file (``str`` or ``os.PathLike``), or
-    a callable that returns PEM and bounds its own time.
+    a callable that returns PEM and bounds its own time; `rotate` asks it also while it is
+    being asked.
 
     - ``root_certificates``: the authorities trusted for ``https`` workers; ``None`` means
       those of the system.
@@ -93,8 +95,11 @@ class TlsConfig:
         "_failure",
         "_generation",
         "_lock",
+        "_rotated",
+        "_rotations",
         "_seen",
         "_sources",
+        "_state",
         "_subscribers",
         "_tried",
         "check_interval",
@@ -133,7 +138,10 @@ class TlsConfig:
             raise ValueError("client_authorities needs server_certificate and server_key")
         self.override_hostname = checked_hostname("override_hostname", override_hostname)
         self.check_interval = _checked_interval(check_interval)
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of whoever looks
+        self._state = threading.Lock()  # of what is written below; nothing is read under it
+        self._rotations = itertools.count(1)
+        self._rotated = 0
         self._current: Credentials | None = None
         self._generation = 0
         self._seen: dict[str, Any] = {}
@@ -150,10 +158,17 @@ class TlsConfig:
 
         For whoever knows that they have changed, or wants connections made anew. Raises
         what reading them raises, ``OSError`` or ``ValueError``; then nothing has changed.
+        Waits for no other thread that reads them.
         """
-        with self._lock:
-            self._current = self._read(self._signature(ask=True))
-            self._changed()
+        number = next(self._rotations)
+        signature = self._signature(ask=True)
+        is_settled = _is_settled(signature)
+        read = self._read(signature)
+        with self._state:
+            if number > self._rotated:  # else a later one was faster
+                self._rotated = number
+                self._note(signature, is_settled)
+                self._change(read)
         self._tell()
 
     def credentials(self, timeout: float = -1) -> Credentials:
@@ -246,47 +261,52 @@ class TlsConfig:
             self.check_interval,
         )
 
-    # Under the lock, all of these.
-
     def _look(self) -> bool:
-        """Read anew what may have changed; whether it has, since there was something."""
+        """Read anew what may have changed; whether it has, since there was something.
+
+        Under ``_lock``. What somebody rotated meanwhile is newer.
+        """
+        rotated = self._rotated
         age = time.monotonic() - self._asked_at
         ask = self._current is None or age >= self.check_interval
         try:
             signature = self._signature(ask=ask)
-            if self._current is not None and signature == self._tried:
-                return False
+            with self._state:
+                if self._rotated != rotated or (self._current and signature == self._tried):
+                    return False
+                self._note(signature, _is_settled(signature))
             read = self._read(signature)
         except (OSError, UnusableCredentialsError) as error:
             if self._current is None:
                 raise
             self._note_failure(error)
             return False
-        self._failure = None
-        before, self._current = self._current, read
-        if before == read:
-            return False
-        self._changed()
-        return before is not None
+        with self._state:
+            if self._rotated != rotated:
+                return False
+            self._failure = None
+            before = self._current
+            if before != read:
+                self._change(read)
+        return before is not None and before != read
 
     def _signature(self, *, ask: bool) -> dict[str, Any]:
         """What differs whenever a source does: PEM itself, or what tells files apart."""
         signature: dict[str, Any] = {}
+        seen = self._seen
         for name, source in self._sources.items():
             if isinstance(source, bytes):
                 signature[name] = source
             elif isinstance(source, Path):
                 signature[name] = _state_of(source)
-            elif ask or name not in self._seen:
+            elif ask or name not in seen:
                 self._asked_at = time.monotonic()
-                signature[name] = self._seen[name] = _asked(name, source)
+                signature[name] = _asked(name, source)
             else:
-                signature[name] = self._seen[name]
+                signature[name] = seen[name]
         return signature
 
     def _read(self, signature: dict[str, Any]) -> Credentials:
-        # Of a file written just now, the next change may leave no trace in its state.
-        self._tried = signature if _is_settled(signature) else None
         pem = {
             name: source.read_bytes() if isinstance(source, Path) else signature[name]
             for name, source in self._sources.items()
@@ -297,7 +317,14 @@ class TlsConfig:
         check_fit(read)
         return read
 
-    def _changed(self) -> None:
+    # Under ``_state``, both of these.
+
+    def _note(self, signature: dict[str, Any], is_settled: bool) -> None:
+        self._seen = signature
+        self._tried = signature if is_settled else None
+
+    def _change(self, read: Credentials) -> None:
+        self._current = read
         self._failure = None
         self._generation += 1
 
@@ -418,6 +445,7 @@ def _state_of(path: Path) -> tuple[int, int, int, int] | str:
 
 
 def _is_settled(signature: dict[str, Any]) -> bool:
+    """Not of files written just now, whose next change may leave no trace in their state."""
     young = time.time_ns() - _YOUNG_NS
     return all(state[0] < young for state in signature.values() if isinstance(state, tuple))
 
@@ -478,7 +506,7 @@ def _start_over() -> None:
     _roll = threading.RLock()
     _watcher = _Watcher()
     for config in list(_all.values()):
-        config._lock = threading.Lock()  # noqa: SLF001
+        config._lock, config._state = threading.Lock(), threading.Lock()  # noqa: SLF001
 
 
 if hasattr(os, "register_at_fork"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import pickle
@@ -281,6 +282,33 @@ def test_nobody_waits_for_what_is_only_newer(signer) -> None:
     wait_until(begun.is_set)  # the watcher asks, and waits
     assert config.credentials().root_certificates == signer.root
     go_on.set()
+
+
+def test_a_rotation_waits_for_no_callable_that_hangs(signer) -> None:
+    """And what that one gives in the end is older than what was rotated to."""
+    begun, go_on = threading.Event(), threading.Event()
+    renewed = Signer().root
+    calls = itertools.count()
+
+    def root() -> bytes:
+        call = next(calls)
+        if call == 1:
+            begun.set()
+            assert go_on.wait(30)
+        return renewed if call == 2 else signer.root
+
+    config = TlsConfig(root_certificates=root, check_interval=0.05)
+    config.credentials()
+    time.sleep(0.05)  # it is time to ask again
+    look = Background(config.refresh)
+    assert begun.wait(30)
+    config.check_interval = 3_600
+    Background(config.rotate).result()
+    assert config.credentials().root_certificates == renewed
+    go_on.set()
+    assert look.result() == 2
+    assert config.credentials().root_certificates == renewed
+    assert config.generation == 2
 
 
 def test_many_threads_read_once(signer) -> None:
