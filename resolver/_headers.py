@@ -62,8 +62,11 @@ _deadline: ContextVar[float] = ContextVar("resolver_deadline", default=math.inf)
 
 @contextmanager
 def until(deadline: float) -> Iterator[None]:
-    """Nobody who makes the headers of this block's calls is to take longer (monotonic clock)."""
-    token = _deadline.set(deadline)
+    """Nobody who makes the headers of this block's calls is to take longer (monotonic clock).
+
+    Nor longer than the blocks around it allow.
+    """
+    token = _deadline.set(min(deadline, _deadline.get()))
     try:
         yield
     finally:

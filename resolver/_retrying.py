@@ -6,9 +6,13 @@ is, a new token for instance, is the business of who made the middleware.
 
 from __future__ import annotations
 
+import math
+import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pyarrow import flight
+
+from ._headers import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +37,8 @@ class Remedy(Protocol):
 class RetryingFlightClient(flight.FlightClient):  # type: ignore[misc]  # pyarrow is untyped
     """Makes a call that is UNAUTHENTICATED once more, if nothing of its answer was read.
 
-    ``do_put`` and ``do_exchange`` are as they are: what was written cannot be written again.
+    ``do_put`` and ``do_exchange`` are not: what was written cannot be written again. Both
+    attempts, and what happens before and between them, share the timeout of the call.
     """
 
     def __init__(self, *args: Any, remedies: Sequence[Remedy], **options: Any) -> None:
@@ -58,32 +63,48 @@ class RetryingFlightClient(flight.FlightClient):  # type: ignore[misc]  # pyarro
     def list_flights(self, *args: Any, **options: Any) -> Iterator[Any]:
         return self._stream(super().list_flights, args, options, lazy=True)
 
+    def do_put(self, *args: Any, **options: Any) -> Any:
+        with until(_deadline_of(args, options)):
+            return super().do_put(*args, **options)
+
+    def do_exchange(self, *args: Any, **options: Any) -> Any:
+        with until(_deadline_of(args, options)):
+            return super().do_exchange(*args, **options)
+
     def _call(self, call: Callable[..., T], args: Any, options: Any) -> T:
-        try:
-            return call(*args, **options)
-        except (flight.FlightUnauthenticatedError, OSError) as error:
-            if not self._may_retry(error, self._last_calls()):
-                raise
-        return call(*args, **options)
+        deadline = _deadline_of(args, options)
+        with until(deadline):
+            try:
+                return call(*args, **options)
+            except (flight.FlightUnauthenticatedError, OSError) as error:
+                if not self._may_retry(error, self._last_calls()):
+                    raise
+            return _again(call, args, options, deadline)
 
     def _stream(
         self, call: Callable[..., Iterator[T]], args: Any, options: Any, *, lazy: bool = False
     ) -> Iterator[T]:
         # Sent here and now, also if nobody ever reads what it answers; but pyarrow sends a
         # ``lazy`` one when it is first read, on whichever thread that is.
-        results = iter(call(*args, **options))
+        deadline = _deadline_of(args, options)
+        with until(deadline):
+            results = iter(call(*args, **options))
         begun = None if lazy else self._last_calls()
 
         def read() -> Iterator[T]:
-            nonlocal results
+            nonlocal results, deadline
+            if lazy:
+                deadline = _deadline_of(args, options)
             try:
-                first = next(results)
+                with until(deadline):
+                    first = next(results)
             except StopIteration:
                 return
             except (flight.FlightUnauthenticatedError, OSError) as error:
-                if not self._may_retry(error, self._last_calls() if begun is None else begun):
-                    raise
-                results = iter(call(*args, **options))
+                with until(deadline):
+                    if not self._may_retry(error, self._last_calls() if begun is None else begun):
+                        raise
+                    results = iter(_again(call, args, options, deadline))
             else:
                 yield first
             yield from results
@@ -98,6 +119,36 @@ class RetryingFlightClient(flight.FlightClient):  # type: ignore[misc]  # pyarro
             return False
         remedies = zip(self._remedies, calls, strict=True)
         return any([each.refused(call) for each, call in remedies])  # noqa: C419 -- ask all
+
+
+def _deadline_of(args: Any, options: Any) -> float:
+    """Until when a call with these arguments may take that begins now (monotonic clock)."""
+    given = [each.timeout for each in (*args, *options.values()) if _has_timeout(each)]
+    return time.monotonic() + min(given, default=math.inf)
+
+
+def _has_timeout(argument: Any) -> bool:
+    # pyarrow's way of saying that there is none is a negative one.
+    return isinstance(argument, flight.FlightCallOptions) and argument.timeout >= 0
+
+
+def _again(call: Callable[..., T], args: Any, options: Any, deadline: float) -> T:
+    """Make it in what is left of its time."""
+    left = deadline - time.monotonic()
+    if left <= 0:  # of which gRPC takes no notice if the answer is quick
+        raise flight.FlightTimedOutError("refused once, the call has no time left for another try")
+
+    def shortened(argument: Any) -> Any:
+        if not _has_timeout(argument):
+            return argument
+        return flight.FlightCallOptions(
+            timeout=left,
+            write_options=argument.write_options,
+            headers=argument.headers,
+            read_options=argument.read_options,
+        )
+
+    return call(*map(shortened, args), **{name: shortened(each) for name, each in options.items()})
 
 
 def is_unauthenticated(error: Exception) -> bool:

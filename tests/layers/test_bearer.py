@@ -20,7 +20,7 @@ import pytest
 from pyarrow import flight
 
 import resolver.aio
-from resolver import FlightConnector, GrpcConnector, WorkerConnectError
+from resolver import FlightConnector, GrpcConnector, WorkerConnectError, _retrying
 from resolver.layers import BearerToken, CallMetrics, Token, TokenUnavailableError, _tokens
 from resolver.layers._call import Call
 from tests.support.aio import until
@@ -38,8 +38,10 @@ class Door(flight.ServerMiddlewareFactory):
         self.accepted: set[str] = {"first"}
         self.let_in = 0
         self.refused = 0
+        self.tenants: list[str] = []
 
     def start_call(self, info: Any, headers: dict[str, list[str]]) -> None:
+        self.tenants += headers.get("x-tenant", [])
         given = headers.get("authorization", [""])[-1]
         if given.removeprefix("Bearer ") not in self.accepted:
             self.refused += 1
@@ -535,6 +537,54 @@ def test_the_second_refusal_is_the_callers(method, through, url, door) -> None:
         through(url, layer, close_then_use)
     assert door.refused == 2
     assert issuer.asked == 2
+
+
+class Slow(BearerToken):
+    """Takes its time over a refusal, by a clock of its own."""
+
+    took = 0.0
+
+    def refused(self, call: Call) -> bool:
+        self.took += 20.0
+        return super().refused(call)
+
+
+@pytest.mark.parametrize("method", ["do_get", "do_action", "list_flights"])
+@pytest.mark.parametrize(("timeout", "is_enough"), [(30.0, True), (15.0, False), (None, True)])
+def test_both_attempts_share_one_timeout(method, timeout, is_enough, url, door, monkeypatch):
+    layer = Slow(Issuer("first", "second"))
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + layer.took)
+    monkeypatch.setattr(_retrying, "time", clock)
+    client = FlightConnector(layers=[layer]).connect(url)
+    door.accepted = {"second"}
+    headers = [(b"x-tenant", b"blue")]
+    options = flight.FlightCallOptions(timeout=timeout, headers=headers)
+    argument = {"do_get": flight.Ticket(b""), "do_action": ("echo", b"")}.get(method, b"")
+    with contextlib.nullcontext() if is_enough else pytest.raises(flight.FlightTimedOutError):
+        list(getattr(client, method)(argument, options=options))
+        assert door.tenants == ["blue", "blue"]
+
+
+@pytest.mark.parametrize("method", ["do_get", "do_put"])
+def test_a_call_of_pyarrows_waits_for_a_token_no_longer_than_its_timeout(method, url, door):
+    go_on, ended = threading.Event(), threading.Event()
+
+    def provide() -> str:
+        if door.let_in:  # after the connect
+            go_on.wait(30)
+            ended.set()
+        return "first"
+
+    client = FlightConnector(layers=[BearerToken(provide, timeout=3_600.0)]).connect(url)
+    door.accepted = {"second"}
+    options = flight.FlightCallOptions(timeout=0.5)
+    with pytest.raises(flight.FlightError):
+        client.do_get(flight.Ticket(b""), options)
+    if method == "do_put":  # which needs another token than the one that was refused
+        with pytest.raises(flight.FlightError):
+            client.do_put(DESCRIPTOR, SCHEMA, options)[0].close()
+    assert not ended.is_set()
+    go_on.set()
 
 
 def put(client: Any) -> Any:

@@ -32,7 +32,7 @@ LAYERS = (  # from the top; a module imports only from layers below its own
     ("resolver._tls",),
     ("resolver._background", "resolver._checks", "resolver._pem"),
     ("resolver._flight_batches",),
-    ("resolver._flight_wire",),
+    ("resolver._flight_wire", "resolver._retrying"),
     (
         "resolver._backend",
         "resolver._diagnosis",
@@ -40,7 +40,6 @@ LAYERS = (  # from the top; a module imports only from layers below its own
         "resolver._fork",
         "resolver._headers",
         "resolver._presets",
-        "resolver._retrying",
         "resolver._single_flight",
     ),
     ("resolver._buffer", "resolver._cache", "resolver._cache_py", "resolver._shared_errors"),
