@@ -8,6 +8,7 @@ of their endpoints or as they come, never more than the bound, and the first err
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -115,6 +116,42 @@ class Fetch(Buffer):
         finally:
             with self._changed:
                 self._streams.discard(stream)
+
+    def first_within(self, seconds: float, call: Callable[[], Any]) -> tuple[Any, Any] | None:
+        """The stream that `call` opens and the first that it gives, None where it is empty.
+
+        Or None after `seconds`: that stream is cancelled then, or as soon as it is opened.
+        """
+        answers: queue.SimpleQueue[tuple[Any, Any, BaseException | None]] = queue.SimpleQueue()
+        streams: list[Cancellable] = []
+        is_left = threading.Event()
+
+        def begin() -> None:
+            try:
+                stream = call()
+                streams.append(stream)
+                with self.opened(stream):
+                    if is_left.is_set():
+                        raise Stopped  # noqa: TRY301 -- for `opened`
+                    answers.put((stream, next(iter(stream), None), None))
+            except BaseException as error:  # noqa: BLE001 -- raised where it is waited for
+                answers.put((None, None, error))
+
+        threading.Thread(target=begin, name=THREAD_NAME, daemon=True).start()
+        try:
+            stream, first, error = answers.get(timeout=seconds)
+        except queue.Empty:
+            is_left.set()
+            for each in streams:
+                with contextlib.suppress(Exception):  # it may have ended meanwhile
+                    each.cancel()
+            return None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            error = None  # or it, its traceback and this frame form a cycle
+        return stream, first
 
     def agree(self, schema: Any) -> Any:
         """The schema that counts: the one of the endpoint that answered first."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import time
 import weakref
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import pyarrow as pa
@@ -53,6 +55,7 @@ def read(
     concurrency: int = 8,
     prefetch: int = 8,
     timeout: float | None = None,
+    answer_timeout: float | None = None,
     allow: Callable[[str], bool] | None = None,
 ) -> pa.RecordBatchReader:
     """Read all endpoints of `info` in parallel, as one `pyarrow.RecordBatchReader`.
@@ -72,6 +75,9 @@ def read(
     ``timeout``
         Seconds that one call may take, a `do_get` from its start to its last batch, so a
         slow reader needs a long one; None: no limit.
+    ``answer_timeout``
+        Seconds within which a location has to give its first batch, if there is any; else it
+        is left for the endpoint's next one. None: it is left when its call fails.
     ``allow``
         Called with the canonical URL of each location, on a fetching thread; those for
         which it returns false are not used. Locations are what a *server* wrote, and the
@@ -97,6 +103,7 @@ def read(
         concurrency=concurrency,
         prefetch=prefetch,
         timeout=timeout,
+        answer_timeout=answer_timeout,
         allow=allow,
     )
     # Closing a reader made of an iterator does nothing; one made of a C stream lets go of
@@ -113,6 +120,7 @@ def read_batches(
     concurrency: int = 8,
     prefetch: int = 8,
     timeout: float | None = None,
+    answer_timeout: float | None = None,
     allow: Callable[[str], bool] | None = None,
 ) -> FlightBatches:
     """Like `read`, as an iterator of `pyarrow.RecordBatch` that raises errors as they are.
@@ -122,10 +130,11 @@ def read_batches(
     without a usable location, or its subclass (a ValueError) for a schema that differs.
     Notes on the exception name the endpoint and what its other locations said.
     """
-    check_arguments(concurrency, prefetch, timeout, allow)
+    check_arguments(concurrency, prefetch, timeout, answer_timeout, allow)
     if resolver is None:
         resolver = default_channel_resolver()
-    calls = _Calls(resolver, None if url is None else parse_worker_url(url).key, timeout, allow)
+    origin = None if url is None else parse_worker_url(url).key
+    calls = _Calls(resolver, origin, timeout, answer_timeout, allow)
     if isinstance(info, flight.FlightDescriptor):
         info = calls.get_info(info)
     check_info(info)
@@ -218,6 +227,7 @@ class EndpointCalls:
         resolver: Any,
         origin: str | None,
         timeout: float | None,
+        answer_timeout: float | None,
         allow: Callable[[str], bool] | None,
     ) -> None:
         self.endpoints: list[flight.FlightEndpoint] = []
@@ -225,6 +235,7 @@ class EndpointCalls:
         self.resolver = resolver
         self.origin = origin
         self.timeout = timeout
+        self.answer_timeout = answer_timeout
         # A location that failed once is the last to be tried for the endpoints that follow.
         # (One in the resolver's own failure memory is refused there at no cost.)
         self.failed: set[Place] = set()
@@ -286,12 +297,14 @@ class _Calls(EndpointCalls):
             try:
                 client = self._client(place)
                 with self.invalidating(place, client):
-                    stream = client.do_get(endpoint.ticket, **self._options(client))
+                    call = partial(client.do_get, endpoint.ticket, **self._options(client))
+                    stream, chunks = self._begun(call, fetch)
                     with fetch.opened(stream):
                         self.check_schema(stream.schema, fetch, name, place)
-                        for batch in _batches(stream):
-                            begun = True
-                            fetch.put(index, batch)
+                        for chunk in chunks:
+                            if chunk.data is not None:  # else it is metadata alone
+                                begun = True
+                                fetch.put(index, chunk.data)
                 return  # noqa: TRY300 -- read to its end
             except CALL_ERRORS as error:
                 self.note(error, name, place, remark)
@@ -303,6 +316,17 @@ class _Calls(EndpointCalls):
             raise most_telling(errors)
         finally:
             errors.clear()  # or it, the tracebacks and this frame form a cycle
+
+    def _begun(self, call: Callable[[], Any], fetch: Fetch) -> tuple[Any, Iterable[Any]]:
+        """The stream that `call` opens, and its chunks; the first within ``answer_timeout``."""
+        if self.answer_timeout is None:
+            stream = call()
+            return stream, stream
+        begun = fetch.first_within(self.answer_timeout, call)
+        if begun is None:
+            raise unanswered(self.answer_timeout)
+        stream, first = begun
+        return stream, () if first is None else chain([first], stream)
 
     def _renewed(self, endpoint: flight.FlightEndpoint) -> tuple[flight.FlightEndpoint, str]:
         """The endpoint to read, and what to say of it should that fail."""
@@ -330,12 +354,6 @@ class _Calls(EndpointCalls):
         return {"options": flight.FlightCallOptions(timeout=self.timeout)}
 
 
-def _batches(stream: flight.FlightStreamReader) -> Iterator[pa.RecordBatch]:
-    for chunk in stream:
-        if chunk.data is not None:  # else it is metadata alone
-            yield chunk.data
-
-
 class _InWords:
     """`batches`, with errors that keep their meaning where only a message is handed on.
 
@@ -359,11 +377,19 @@ class _InWords:
             raise OSError(described(error)) from error
 
 
-def check_arguments(concurrency: Any, prefetch: Any, timeout: Any, allow: Any) -> None:
+def unanswered(seconds: float) -> flight.FlightTimedOutError:
+    """What is said of a location that was left."""
+    return flight.FlightTimedOutError(f"It gave no batch within {seconds:g} s (answer_timeout)")
+
+
+def check_arguments(
+    concurrency: Any, prefetch: Any, timeout: Any, answer_timeout: Any, allow: Any
+) -> None:
     """Raise TypeError or ValueError for what makes no sense."""
     check_count("concurrency", concurrency, at_most=_MAX_COUNT)
     check_count("prefetch", prefetch, at_most=_MAX_COUNT)
-    _check_timeout(timeout)
+    _check_timeout("timeout", timeout)
+    _check_timeout("answer_timeout", answer_timeout)
     if allow is not None and not callable(allow):
         raise TypeError("allow is a function from a URL to a bool")
 
@@ -374,10 +400,10 @@ def check_info(info: Any) -> None:
         raise TypeError(f"read takes a FlightInfo or a FlightDescriptor, not {type(info).__name__}")
 
 
-def _check_timeout(value: Any) -> None:
+def _check_timeout(name: str, value: Any) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"timeout is a number of seconds or None, not {type(value).__name__}")
+        raise TypeError(f"{name} is a number of seconds or None, not {type(value).__name__}")
     if not value > 0:
-        raise ValueError("timeout is more than 0 seconds; None means no limit")
+        raise ValueError(f"{name} is more than 0 seconds; None means no limit")

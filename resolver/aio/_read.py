@@ -6,6 +6,7 @@ What a location means, which is tried when, and what the errors say is `resolver
 
 from __future__ import annotations
 
+import asyncio
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, Self
@@ -23,7 +24,7 @@ from resolver._endpoints import (
     renewed_endpoint,
 )
 from resolver._errors import ResolverError
-from resolver._read import CALL_ERRORS, EndpointCalls, check_arguments, check_info
+from resolver._read import CALL_ERRORS, EndpointCalls, check_arguments, check_info, unanswered
 from resolver._urls import parse_worker_url
 
 from ._fetch import Fetch
@@ -46,6 +47,7 @@ async def read(
     concurrency: int = 8,
     prefetch: int = 8,
     timeout: float | None = None,  # noqa: ASYNC109 -- of each call, not of this one
+    answer_timeout: float | None = None,
     allow: Callable[[str], bool] | None = None,
 ) -> FlightBatches:
     """All endpoints of `info`, fetched in parallel, as an asynchronous iterator of batches.
@@ -65,6 +67,9 @@ async def read(
     ``timeout``
         Seconds that one call may take, a `do_get` from its start to its last batch, so a
         slow reader needs a long one; None: no limit.
+    ``answer_timeout``
+        Seconds within which a location has to give its first batch, if there is any; else it
+        is left for the endpoint's next one. None: it is left when its call fails.
     ``allow``
         Called with the canonical URL of each location; those for which it returns false are
         not used. Locations are what a *server* wrote, and the connector sends its headers and
@@ -79,8 +84,9 @@ async def read(
     or its subclass (a ValueError) for a schema that differs. Notes on the exception name the
     endpoint and what its other locations said.
     """
-    check_arguments(concurrency, prefetch, timeout, allow)
-    calls = _Calls(resolver, None if url is None else parse_worker_url(url).key, timeout, allow)
+    check_arguments(concurrency, prefetch, timeout, answer_timeout, allow)
+    origin = None if url is None else parse_worker_url(url).key
+    calls = _Calls(resolver, origin, timeout, answer_timeout, allow)
     if isinstance(info, flight.FlightDescriptor):
         info = await calls.get_info(info)
     check_info(info)
@@ -182,13 +188,16 @@ class _Calls(EndpointCalls):
             try:
                 client = await self._client(place)
                 with self.invalidating(place, client):
-                    stream = await client.do_get(endpoint.ticket, timeout=self.timeout)
+                    stream, chunk = await self._begun(client, endpoint.ticket)
                     try:
                         self.check_schema(stream.schema, fetch, name, place)
-                        async for chunk in stream:
+                        if self.answer_timeout is None:
+                            chunk = await anext(stream, None)
+                        while chunk is not None:
                             if chunk.data is not None:  # else it is metadata alone
                                 begun = True
                                 await fetch.put(index, chunk.data)
+                            chunk = await anext(stream, None)
                     finally:
                         stream.cancel()  # of one that has ended, nothing
                 return  # noqa: TRY300 -- read to its end
@@ -202,6 +211,22 @@ class _Calls(EndpointCalls):
             raise most_telling(errors)
         finally:
             errors.clear()  # or it, the tracebacks and this frame form a cycle
+
+    async def _begun(self, client: Any, ticket: flight.Ticket) -> tuple[Any, Any]:
+        """The stream and, with ``answer_timeout``, its first chunk; None where it is empty."""
+        if self.answer_timeout is None:
+            return await client.do_get(ticket, timeout=self.timeout), None
+        stream = None
+        try:
+            async with asyncio.timeout(self.answer_timeout) as limit:
+                stream = await client.do_get(ticket, timeout=self.timeout)
+                return stream, await anext(stream, None)
+        except BaseException as error:
+            if stream is not None:
+                stream.cancel()
+            if isinstance(error, TimeoutError) and limit.expired():
+                raise unanswered(self.answer_timeout) from None
+            raise
 
     async def _renewed(self, endpoint: flight.FlightEndpoint) -> tuple[flight.FlightEndpoint, str]:
         """The endpoint to read, and what to say of it should that fail."""

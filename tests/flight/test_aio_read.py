@@ -325,6 +325,24 @@ def test_when_no_location_answers_the_error_tells_what_each_said(server, closed_
     run(main())
 
 
+@pytest.mark.parametrize("hangs", ["before", "after"])
+def test_a_location_that_hangs_is_left_for_the_next(server, hangs):
+    async def main(hanging):
+        async with channels() as made:
+            info = make_info(endpoints_at(6, hanging.url, server.url))
+            async with await aio.read(info, made, concurrency=2, answer_timeout=2.0) as batches:
+                table = await batches.read_all()
+            assert len(hanging.tickets) <= 2
+            only = make_info(endpoints_at(1, hanging.url))
+            with pytest.raises(flight.FlightTimedOutError, match=r"no batch within 0\.1 s"):
+                await (await aio.read(only, made, answer_timeout=0.1)).read_all()
+            return table
+
+    with EndpointServer() as hanging:
+        hanging.hangs = hangs
+        assert sorted(rows(run(main(hanging)))) == expected(6)
+
+
 @pytest.mark.parametrize("locations", [[], [REUSE]])
 def test_a_descriptor_is_asked_of_the_url_and_its_endpoints_reuse_that(server, locations):
     server.info = make_info(
@@ -415,6 +433,7 @@ def test_allow_restricts_where_headers_go(server):
         ({"concurrency": 0}, ValueError),
         ({"prefetch": "8"}, TypeError),
         ({"timeout": -1}, ValueError),
+        ({"answer_timeout": 0}, ValueError),
         ({"allow": "all"}, TypeError),
     ],
 )

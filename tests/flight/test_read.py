@@ -15,7 +15,7 @@ import pytest
 from pyarrow import flight
 
 import resolver
-from resolver import DefaultChannelResolver, FlightConnector
+from resolver import DefaultChannelResolver, FlightConnector, GrpcConnector
 from resolver._endpoints import SchemaMismatchError
 from resolver._fetch import THREAD_NAME
 from resolver.testing import FaultyProxy
@@ -303,6 +303,55 @@ def test_a_hanging_call_ends_with_its_timeout(channels):
             go_on.set()
 
 
+@pytest.fixture(params=["before", "after"])
+def hanging(request):
+    """A server that answers a probe and then says nothing, or its schema alone."""
+    with EndpointServer() as server:
+        server.hangs = request.param
+        yield server
+
+
+@pytest.mark.parametrize("connector", [FlightConnector, GrpcConnector])
+def test_a_location_that_hangs_is_left_for_the_next(server, hanging, connector):
+    info = make_info(endpoints_at(6, hanging.url, server.url))
+    with DefaultChannelResolver(connector()) as channels:
+        table = resolver.read(info, channels, concurrency=2, answer_timeout=2.0).read_all()
+        assert sorted(rows(table)) == expected(6)
+        # Two threads begin at once; after them it is tried last.
+        assert len(hanging.tickets) <= 2
+        hanging.go_on.set()
+        wait_until(lambda: not fetching())
+
+
+def test_where_all_hang_the_error_says_so(channels, hanging):
+    info = make_info(endpoints_at(1, hanging.url))
+    with pytest.raises(flight.FlightTimedOutError, match=r"no batch within 0\.1 s"):
+        list(resolver.read_batches(info, channels, answer_timeout=0.1))
+    hanging.go_on.set()  # for pyarrow, which cannot cancel a call without a first word
+
+
+def test_a_slow_reader_and_an_empty_stream_are_no_hanging_location(server, channels):
+    server.streams = {1: lambda: iter(())}
+    batches = resolver.read_batches(
+        make_info(endpoints_at(2, server.url)), channels, prefetch=1, answer_timeout=30.0
+    )
+    next(batches)
+    wait_until(lambda: server.active == 0)
+    assert len(list(batches)) == 2
+
+
+def test_closing_ends_a_stream_that_has_yet_to_give_a_batch(server, channels):
+    with EndpointServer() as hanging:
+        hanging.hangs = "after"
+        info = make_info(endpoints_at(1, hanging.url, server.url))
+        batches = resolver.read_batches(info, channels, answer_timeout=3_600)
+        reading = Background(lambda: list(batches))
+        wait_until(lambda: hanging.tickets)
+        batches.close()
+        assert reading.result() == []
+        wait_until(lambda: not fetching())
+
+
 @pytest.mark.parametrize("locations", [(), (REUSE,)])
 def test_a_descriptor_is_asked_of_the_url_and_its_endpoints_reuse_that(server, channels, locations):
     server.info = make_info(endpoints_at(2, *locations))
@@ -425,6 +474,8 @@ def test_closing_wakes_a_reader_that_waits(server, channels):
         ({"prefetch": 1.5}, TypeError),
         ({"timeout": 0}, ValueError),
         ({"timeout": "1"}, TypeError),
+        ({"answer_timeout": -1}, ValueError),
+        ({"answer_timeout": True}, TypeError),
         ({"allow": "all"}, TypeError),
         ({"url": "nowhere"}, ValueError),
     ],

@@ -21,7 +21,9 @@ def batch(endpoint: int, number: int, schema: pa.Schema = SCHEMA) -> pa.RecordBa
 class EndpointServer(flight.FlightServerBase):
     """Endpoint k streams `batches` batches of one row; ``streams[k]`` replaces that.
 
-    The ticket is the endpoint's number. ``renew`` answers ``RenewFlightEndpoint``.
+    The ticket is the endpoint's number. ``renew`` answers ``RenewFlightEndpoint``. Where it
+    ``hangs``, it says nothing of a stream, ``"before"`` its schema or ``"after"`` it, until
+    ``go_on`` is set.
     """
 
     def __init__(self, batches: int = 3) -> None:
@@ -32,6 +34,8 @@ class EndpointServer(flight.FlightServerBase):
         self.schemas: dict[int, pa.Schema] = {}
         self.info: flight.FlightInfo | None = None
         self.renew: Callable[[flight.FlightEndpoint], flight.FlightEndpoint] | None = None
+        self.hangs = ""
+        self.go_on = threading.Event()
         self.lock = threading.Lock()
         self.tickets: list[bytes] = []
         self.active = 0
@@ -45,6 +49,8 @@ class EndpointServer(flight.FlightServerBase):
     def do_get(self, context: Any, ticket: flight.Ticket) -> flight.GeneratorStream:
         with self.lock:
             self.tickets.append(ticket.ticket)
+        if self.hangs == "before":
+            self.go_on.wait(60)
         number = int(ticket.ticket.split(b"-")[0])
         stream = self.streams.get(number, lambda: self._numbers(number))
         schema = self.schemas.get(number, SCHEMA)
@@ -70,6 +76,8 @@ class EndpointServer(flight.FlightServerBase):
             self.active += 1
             self.peak = max(self.peak, self.active)
         try:
+            if self.hangs == "after":
+                self.go_on.wait(60)
             for each in stream:
                 with self.lock:
                     self.sent += 1
@@ -79,6 +87,7 @@ class EndpointServer(flight.FlightServerBase):
                 self.active -= 1
 
     def __exit__(self, *_exception: object) -> None:
+        self.go_on.set()
         self.shutdown()
 
     def __enter__(self) -> Self:
