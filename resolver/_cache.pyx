@@ -442,6 +442,11 @@ cdef class ClientCache:
         if kept:
             self._make_room(key, lane)
 
+    def _count_as_wait(self):
+        """The connect of a miss was spared: somebody else's failure answers."""
+        add_and_get(&self.counters.waits, 1)
+        add_and_get(&self.counters.misses, -1)
+
     def _alias(self, str spelling not None, str key not None, int lane, client):
         """Lets `spelling` hit the entry of `key` directly, while that holds `client`."""
         cdef Py_hash_t hash = exact_str_hash(<PyObject *>key)

@@ -242,6 +242,12 @@ class ClientCache:
         if kept:
             self._make_room(key, lane)
 
+    def _count_as_wait(self) -> None:
+        """The connect of a miss was spared: somebody else's failure answers."""
+        with self._lock:
+            self._waits += 1
+            self._misses -= 1
+
     def _alias(self, spelling: str, key: str, lane: int, client: Any) -> None:
         """Lets `spelling` hit the entry of `key` directly, while that holds `client`."""
         spelling, key = _exact(spelling), _exact(key)

@@ -263,6 +263,7 @@ class DefaultChannelResolver(ClientCache):
         failure = self._failures.current(key)
         if failure is None:
             return None
+        self._count_as_wait()
         pending.retry_at = failure.until
         error = without_traceback(failure.error)
         self._set_retry_after(error, pending)

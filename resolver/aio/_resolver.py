@@ -225,13 +225,23 @@ class DefaultChannelResolver(LoopHomes):
             remembered = self._failures.current(key) if self.failure_ttl else None
             if remembered is not None:  # by another lane, or another loop
                 error = without_traceback(remembered.error)
+                home.caches[lane]._count_as_wait()  # noqa: SLF001
             else:
                 if key.startswith(TLS_SCHEME):  # files may be slow, and callables block
                     generation = await asyncio.to_thread(generation_for, self.connector, key)
                 client, error = await self._try_to_connect(key)
             if error is not None:
                 rotated = was_rotated(self.connector, key, generation)
-                self._end(home, key, lane, pending, error, began=began, remember=not rotated)
+                self._end(
+                    home,
+                    key,
+                    lane,
+                    pending,
+                    error,
+                    began=began,
+                    remember=not rotated,
+                    counted=remembered is None,
+                )
             elif home.caches[lane]._publish(key, 0, pending, client):  # noqa: SLF001
                 if was_rotated(self.connector, key, generation):
                     home.caches[lane]._drop(key, client)  # noqa: SLF001 -- rotated out meanwhile
@@ -301,6 +311,7 @@ class DefaultChannelResolver(LoopHomes):
         *,
         began: float | None = None,
         remember: bool = True,
+        counted: bool = True,
     ) -> None:
         """End a connect without a client, unless it has ended; None: by an interrupt."""
         if pending.ended:
@@ -315,7 +326,7 @@ class DefaultChannelResolver(LoopHomes):
                     pending.retry_at = failure.until
             # With several lanes only the memory remembers: one's success ends it for all.
             ttl = pending.seconds_left if self.connections_per_url == 1 else 0.0
-            cache._fail(key, 0, pending, ttl)  # noqa: SLF001
+            cache._fail(key, 0, pending, ttl, counted)  # noqa: SLF001
         else:
             # No fault of the worker's: neither counted nor remembered.
             cache._fail(key, 0, pending, 0.0, False)  # noqa: SLF001

@@ -310,6 +310,21 @@ def test_a_worker_that_is_forgiven_is_tried_again(aio_resolver_type, connector, 
     on_a_loop(aio_resolver_type, connector, test, **options)
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_one_failure_answers_for_every_lane(aio_resolver_type, connector, lanes):
+    connector.error = OSError("no")
+
+    async def test(resolver):
+        with pytest.raises(WorkerConnectError):
+            await resolver.get_flight_client_for_url(URL)
+        assert list(await resolver.prefetch([URL])) == [URL]
+        stats = resolver.stats()
+        assert (stats.misses, stats.waits, stats.connect_failures) == (1, lanes, 1)
+        assert connector.calls == 1
+
+    on_a_loop(aio_resolver_type, connector, test, failure_ttl=10.0, connections_per_url=lanes)
+
+
 def test_one_success_ends_the_memory_of_every_lane(aio_resolver_type, connector):
     connector.error, connector.failures = OSError("no"), 1
 

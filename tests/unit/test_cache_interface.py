@@ -38,6 +38,7 @@ CONTRACT = {
     "_begin",
     "_publish",
     "_fail",
+    "_count_as_wait",
     "_alias",
     "_drop",
     "_clear",

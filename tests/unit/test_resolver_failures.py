@@ -203,13 +203,15 @@ def test_clear_forgets_failures_too(new_resolver, connector, lanes):
 # -- several connections per URL ---------------------------------------------------------------
 
 
-def test_one_lanes_failure_answers_for_the_others(new_resolver, connector):
-    resolver = new_resolver(failure_ttl=1000.0, connections_per_url=4)
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_one_lanes_failure_answers_for_the_others(new_resolver, connector, lanes):
+    resolver = new_resolver(failure_ttl=1000.0, connections_per_url=lanes)
     failure(resolver)
     errors = run_concurrently([lambda: failure(resolver)] * 8)
     assert all(0 < error.retry_after <= 1000 for error in errors)
     assert connector.calls() == 1
-    assert resolver.stats().connect_failures == 1
+    stats = resolver.stats()
+    assert (stats.misses, stats.waits, stats.connect_failures) == (1, 8, 1)
 
 
 def test_one_lanes_success_ends_the_failure_of_all(resolver_type):
