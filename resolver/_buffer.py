@@ -22,6 +22,13 @@ def interrupted() -> ResolverError:
     )
 
 
+def no_schema(*, is_closed: bool) -> ResolverError:
+    """What who asks for the schema is told where there is none."""
+    if is_closed:
+        return ResolverError("This was closed before an endpoint told the schema: read anew")
+    return ResolverError("The FlightInfo has neither a schema nor an endpoint to ask for it")
+
+
 class Buffer:
     """At most ``prefetch + 1`` batches of `count` endpoints.
 
@@ -49,6 +56,11 @@ class Buffer:
     def peak(self) -> int:
         """The most batches that ever waited at once."""
         return self._peak
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether every job was ended before its time."""
+        return self._stopped
 
     @property
     def _is_inherited(self) -> bool:

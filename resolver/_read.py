@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 import pyarrow as pa
 from pyarrow import flight
 
-from ._buffer import interrupted
+from ._buffer import interrupted, no_schema
 from ._checks import check_count
 from ._endpoints import (
     Place,
@@ -175,7 +175,7 @@ class FlightBatches:
         if schema is None:
             schema = self._asked(self._fetch.schema)
         if schema is None:
-            raise ResolverError("The FlightInfo has neither a schema nor an endpoint to ask for it")
+            raise no_schema(is_closed=self._fetch.is_stopped)
         return schema
 
     @property

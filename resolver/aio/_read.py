@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 from pyarrow import flight
 
-from resolver._buffer import interrupted
+from resolver._buffer import interrupted, no_schema
 from resolver._endpoints import (
     SchemaMismatchError,
     described,
@@ -23,7 +23,6 @@ from resolver._endpoints import (
     renewal_of,
     renewed_endpoint,
 )
-from resolver._errors import ResolverError
 from resolver._read import CALL_ERRORS, EndpointCalls, check_arguments, check_info, unanswered
 from resolver._urls import parse_worker_url
 
@@ -126,7 +125,7 @@ class FlightBatches:
         if schema is None:
             schema = await self._asked(self._fetch.schema)
         if schema is None:
-            raise ResolverError("The FlightInfo has neither a schema nor an endpoint to ask for it")
+            raise no_schema(is_closed=self._fetch.is_stopped)
         return schema
 
     async def read_all(self) -> pa.Table:

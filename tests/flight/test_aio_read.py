@@ -411,6 +411,9 @@ def test_no_endpoints_are_no_rows():
             batches = await aio.read(make_info([], schema=None), made)
             with pytest.raises(resolver.ResolverError, match="neither a schema"):
                 await batches.read_schema()
+            await batches.aclose()
+            with pytest.raises(resolver.ResolverError, match="closed before"):
+                await batches.read_schema()
 
     run(main())
 

@@ -443,6 +443,17 @@ def test_without_a_schema_the_first_answer_counts(server, channels):
         resolver.read(make_info([], schema=None), channels)
 
 
+def test_who_closed_before_the_schema_came_is_told_so(server, channels):
+    info = make_info(endpoints_at(1, server.url), schema=None)
+    batches = resolver.read_batches(info, channels)
+    batches.close()
+    with pytest.raises(resolver.ResolverError, match="closed before"):
+        _ = batches.schema
+    with resolver.read_batches(info, channels) as batches:
+        next(batches)
+    assert batches.schema == SCHEMA
+
+
 def test_no_endpoints_are_no_rows(channels):
     assert resolver.read(make_info([]), channels).read_all().num_rows == 0
 
