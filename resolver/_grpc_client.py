@@ -296,6 +296,12 @@ class _Messages:
             failure = as_flight_error(error)
             self._end(failure)
             raise failure from None
+        except BaseException:
+            # What gRPC has received meanwhile is lost, so nothing may follow it.
+            self.refuse(
+                flight.FlightCancelledError("the thread that read the stream was interrupted")
+            )
+            raise
 
     def metadata(self, name: str) -> list[Callable[[], Any]]:
         """What tells what the server sent before its answers and after, once a call has ended.
@@ -471,8 +477,14 @@ class FlightStreamWriter:
         """Send ``batch`` with bytes of the application's own."""
         if self._encoder is None:
             raise pa.ArrowInvalid("begin(schema) comes before the first batch")
-        for message in self._encoder.encode(batch, bytes(memoryview(app_metadata))):
-            self._send(message)
+        try:
+            for message in self._encoder.encode(batch, bytes(memoryview(app_metadata))):
+                self._send(message)
+        except Exception:
+            raise
+        except BaseException:
+            self._interrupted()
+            raise
 
     def write_metadata(self, app_metadata: Any) -> None:
         """Send bytes of the application's own without a batch."""
@@ -510,8 +522,21 @@ class FlightStreamWriter:
         descriptor, self._descriptor = self._descriptor, b""
         return descriptor
 
+    def _interrupted(self) -> None:
+        """Nobody can tell what was sent of a batch, so nothing may follow it, not even the end."""
+        self._messages.refuse(
+            flight.FlightCancelledError("the thread that wrote the stream was interrupted")
+        )
+
     def _send(self, message: bytes) -> None:
-        if not self._requests.put(message):
+        try:
+            is_sent = self._requests.put(message)
+        except pa.ArrowInvalid:
+            raise
+        except BaseException:  # of a signal's handler, whatever it is
+            self._interrupted()
+            raise
+        if not is_sent:
             # The server has ended the call: its error says why.
             self._messages.receive_rest()
             raise pa.ArrowInvalid("the server has ended the stream that is being written")
