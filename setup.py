@@ -31,7 +31,7 @@ NEEDS = {  # of each extension, whose source lies where its name says
 }
 
 # Said here, too: CFLAGS in the environment takes the place of the interpreter's own.
-flags = ["-std=c11", "-O3", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+flags = ["-std=c11", "-O3", "-fno-plt", "-Wall", "-Wextra", "-Wno-unused-parameter"]
 link_flags = []
 if wanted("DEBUG_BUILD"):
     flags += ["-O0", "-g3", "-UNDEBUG"]

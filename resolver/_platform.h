@@ -5,6 +5,7 @@
 #pragma once
 
 #include <Python.h>
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -19,14 +20,28 @@
 
 /* Nanoseconds on a monotonic clock; coarse (a few ms) where the system has a coarse one,
  * because that is read without touching the hardware counter. */
+#ifdef CLOCK_MONOTONIC_COARSE
+#define COARSE_CLOCK CLOCK_MONOTONIC_COARSE
+#else
+#define COARSE_CLOCK CLOCK_MONOTONIC
+#endif
+static int (*read_clock)(clockid_t, struct timespec *) = clock_gettime;
 static inline int64_t monotonic_now(void) {
     struct timespec now;
-#ifdef CLOCK_MONOTONIC_COARSE
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-#else
-    clock_gettime(CLOCK_MONOTONIC, &now);
-#endif
+    read_clock(COARSE_CLOCK, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* Skips the C library on the way to what Linux maps into each process to read clocks, where that
+ * can be found: a third of the time. */
+static inline void find_clock(void) {
+#if defined(__linux__) && defined(__LP64__)
+    struct timespec now;
+    void *mapped = dlopen("linux-vdso.so.1", RTLD_LAZY | RTLD_NOLOAD);
+    void *found = mapped != NULL ? dlsym(mapped, "__vdso_clock_gettime") : NULL;
+    if (found != NULL) memcpy(&read_clock, &found, sizeof found);
+    if (read_clock(COARSE_CLOCK, &now) != 0) read_clock = clock_gettime;
+#endif
 }
 
 /* A str keeps its hash once computed; computing it for an exact str runs no user code. */
@@ -141,6 +156,7 @@ static inline int64_t this_thread_number(void) {
  * A PyMutex lets a waiting thread detach, so it never holds up a garbage collection. */
 #ifdef Py_GIL_DISABLED
 #define READERS 16
+#define ONE_LOCK 0
 typedef struct {
     PyMutex locks[STRIPES];
     int64_t hits;
@@ -158,6 +174,7 @@ static inline void unlock_all(Reader *readers, int stripe) {
 }
 #else
 #define READERS 1
+#define ONE_LOCK 1
 typedef struct {
     int64_t hits;
     char padding[56];
