@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -331,6 +332,29 @@ def test_each_of_several_loops_finds_its_own(router, cache_of):
     for _ in range(2):
         for loop, client in zip(loops, clients, strict=True):
             assert loop.run_until_complete(lookup(router)) is client
+    for loop in loops:
+        loop.close()
+
+
+def test_loops_of_two_threads_at_once_each_find_their_own(router, cache_of):
+    """The thread that the interpreter began with is found by a shorter way than others."""
+    clients = [Client() for _ in range(2)]
+    caches = [cache_of((URL, client)) for client in clients]
+    loops = [asyncio.new_event_loop() for _ in clients]
+    router._routes = tuple(map(route, loops, caches))
+
+    both = threading.Barrier(2, timeout=30)
+
+    async def look_up():
+        both.wait()  # so that both loops run until the end
+        found = {await lookup(router) for _ in range(1_000)}
+        both.wait()
+        return found
+
+    with ThreadPoolExecutor(1) as other:
+        theirs = other.submit(loops[1].run_until_complete, look_up())
+        assert loops[0].run_until_complete(look_up()) == {clients[0]}
+        assert theirs.result(30) == {clients[1]}
     for loop in loops:
         loop.close()
 
