@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from resolver import _backend
 from tests.support.implementations import MODULES, load
 
 HERE = Path(__file__).parent
@@ -42,6 +43,11 @@ def test_nothing_leaks(implementation):
 
 def test_a_cached_url_costs_at_most_256_bytes(implementation):
     assert "bytes per URL" in run("memory.py", implementation)
+
+
+@pytest.mark.skipif(_backend.IMPLEMENTATION != "compiled", reason="is about the compiled hit path")
+def test_a_hit_allocates_nothing():
+    assert run("hit_allocations.py") == "nothing\n"
 
 
 def test_importing_loads_and_starts_next_to_nothing():

@@ -6,7 +6,6 @@ import gc
 import inspect
 import sys
 import threading
-import tracemalloc
 import weakref
 
 import pytest
@@ -255,38 +254,6 @@ def test_a_hit_runs_no_python_code(resolver, spelling):
         ("c_return", "get_flight_client_for_url"),
         ("c_call", "setprofile"),
     ] in [events_of_a_hit() for _ in range(10)]
-
-
-@compiled
-def test_a_hit_allocates_nothing(resolver):
-    url = URL
-    client = resolver.get_flight_client_for_url(url)
-    get = resolver.get_flight_client_for_url
-    repeats = [None] * 100
-
-    def allocated():
-        tracemalloc.start()
-        before = tracemalloc.get_traced_memory()[0]
-        tracemalloc.reset_peak()
-        for _ in repeats:
-            get(url)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return peak - before
-
-    def baseline():
-        tracemalloc.start()
-        before = tracemalloc.get_traced_memory()[0]
-        tracemalloc.reset_peak()
-        for _ in repeats:
-            pass
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return peak - before
-
-    # Other threads are traced too; the least of several is this one's alone.
-    assert min(allocated() for _ in range(200)) <= min(baseline() for _ in range(200))
-    assert get(url) is client
 
 
 # -- failures --------------------------------------------------------------------------------
