@@ -28,6 +28,8 @@ from tests.support.urls import in_one_stripe
 URLS = [*in_one_stripe(4, low_bits=3), "http://worker.example:1", "http://worker.example:2"]
 SPELLINGS = {url: [url + "/" * slashes for slashes in range(1, 7)] for url in URLS}
 REMEMBERED_SPELLINGS = 4
+MINUTE = 60.0
+"""The model counts minutes, of which a busy machine spends none by itself."""
 
 urls = st.sampled_from(URLS)
 spelling_numbers = st.integers(0, 5)
@@ -61,7 +63,9 @@ class CacheMachine(RuleBasedStateMachine):
         self.limit = limit
         self.lane_count = lane_count
         self.cache = implementations.cache_type(self.implementation)(
-            idle_timeout=None if idle is None else idle + 0.5, max_clients=limit, lanes=lane_count
+            idle_timeout=None if idle is None else (idle + 0.5) * MINUTE,
+            max_clients=limit,
+            lanes=lane_count,
         )
         self.mine = self.cache._lane()
         self.model: dict[tuple[str, int], Modelled] = {}
@@ -74,10 +78,10 @@ class CacheMachine(RuleBasedStateMachine):
 
     # -- the model's own steps -----------------------------------------------------------
 
-    def tick(self, seconds: int = 1) -> None:
-        """Every operation has a second of its own, so that no two uses are equally old."""
-        self.now += seconds
-        self.cache._advance_clock(seconds)
+    def tick(self, minutes: int = 1) -> None:
+        """Every operation has a minute of its own, so that no two uses are equally old."""
+        self.now += minutes
+        self.cache._advance_clock(minutes * MINUTE)
 
     def usable(self, entry: Modelled | None) -> bool:
         return (
@@ -185,7 +189,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.tick()
         which = self.under_way.pop(data.draw(st.integers(0, len(self.under_way) - 1)))
         url, lane, pending = which
-        self.cache._fail(url, lane, pending, ttl + 0.5 if ttl else 0.0, counted)
+        self.cache._fail(url, lane, pending, (ttl + 0.5) * MINUTE if ttl else 0.0, counted)
         self.counts["connect_failures"] += counted
         entry = self.model.get((url, lane))
         if entry is not None and entry.state == "connecting" and entry.pending is pending:
@@ -295,9 +299,9 @@ class CacheMachine(RuleBasedStateMachine):
                 del self.model[where]
         assert self.cache.expire() == clients
 
-    @rule(seconds=st.integers(1, 12))
-    def wait(self, seconds):
-        self.tick(seconds)
+    @rule(minutes=st.integers(1, 12))
+    def wait(self, minutes):
+        self.tick(minutes)
 
     # -- what holds at any time ----------------------------------------------------------
 
