@@ -3,8 +3,9 @@
 ``python -m benchmarks.guard`` counts, under ``valgrind --tool=callgrind``, the instructions
 of a hit beside those of `dict.get`, and of a hit awaited in asyncio beside those of an
 awaited coroutine that returns a `dict` entry: two runs of different length each, whose
-difference belongs to the look-ups alone. It fails when a ratio has grown by
-more than 5 % over ``baseline.json``, and when that has no entry for this interpreter and
+difference belongs to the look-ups alone. The runs are forks of one process, as valgrind
+takes longer over imports than over all of them. It fails when a ratio has grown by more than
+5 % over ``baseline.json``, and when that has no entry for this interpreter and
 implementation. ``--update`` writes the entry.
 
 Exit status: 0 within bounds, 1 grown, 2 cannot tell (no valgrind, no baseline).
@@ -20,7 +21,6 @@ import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from resolver import _backend
@@ -36,9 +36,18 @@ _SHORT, _LONG = 20, 220  # rounds over all URLs
 _STEADY = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 _COLLECTED = re.compile(r"Collected : (\d+)")
 
-_URL_LIST = """
-import sys
+_PRELUDE = """
+import asyncio, os, sys
+import resolver.aio
 urls = [f"http://10.0.{n // 256}.{n % 256}:50051" for n in range(512)]
+def measured(run):
+    for rounds in map(int, sys.argv[1:]):
+        child = os.fork()
+        if not child:
+            run(rounds)
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            sys.exit("a look-up failed")
 """
 _LOOP = """
 def loop(rounds):
@@ -47,54 +56,56 @@ def loop(rounds):
             LOOK_UP(url)
 """
 _DICT = """
-known = {url: object() for url in urls}
-loop(int(sys.argv[1]))
+def run(rounds):
+    global known
+    known = {url: object() for url in urls}
+    loop(rounds)
+measured(run)
 """
 _RESOLVER = """
-from resolver import DefaultChannelResolver
 class Connector:
     def connect(self, url):
         return object()
-channels = DefaultChannelResolver(Connector())
-for url in urls:
-    channels.get_flight_client_for_url(url)
-loop(int(sys.argv[1]))
-assert channels.stats().connects == len(urls)
+def run(rounds):
+    global channels
+    channels = resolver.DefaultChannelResolver(Connector())
+    for url in urls:
+        channels.get_flight_client_for_url(url)
+    loop(rounds)
+    assert channels.stats().connects == len(urls)
+measured(run)
 """
 _AWAITING = """
-import asyncio
 async def loop(look_up, rounds):
     for _ in range(rounds):
         for url in urls:
             await look_up(url)
-async def main():
+async def main(rounds):
+"""
+_MEASURED = """
+measured(lambda rounds: asyncio.run(main(rounds)))
 """
 _COROUTINE = """
     known = {url: object() for url in urls}
     async def from_dict(url):
         return known[url]
-    await loop(from_dict, int(sys.argv[1]))
-asyncio.run(main())
+    await loop(from_dict, rounds)
 """
 _AIO_RESOLVER = """
-    from resolver.aio import DefaultChannelResolver
     class Connector:
         async def connect(self, url):
             return object()
-    channels = DefaultChannelResolver(Connector())
+    channels = resolver.aio.DefaultChannelResolver(Connector())
     for url in urls:
         await channels.get_flight_client_for_url(url)
-    await loop(channels.get_flight_client_for_url, int(sys.argv[1]))
+    await loop(channels.get_flight_client_for_url, rounds)
     assert channels.stats().connects == len(urls)
-asyncio.run(main())
 """
 PROGRAMS = {
-    "dict.get": _URL_LIST + _LOOP.replace("LOOK_UP", "known.get") + _DICT,
-    "resolver": _URL_LIST
-    + _LOOP.replace("LOOK_UP", "channels.get_flight_client_for_url")
-    + _RESOLVER,
-    "awaited coroutine": _URL_LIST + _AWAITING + _COROUTINE,
-    "awaited resolver": _URL_LIST + _AWAITING + _AIO_RESOLVER,
+    "dict.get": _LOOP.replace("LOOK_UP", "known.get") + _DICT,
+    "resolver": _LOOP.replace("LOOK_UP", "channels.get_flight_client_for_url") + _RESOLVER,
+    "awaited coroutine": _AWAITING + _COROUTINE + _MEASURED,
+    "awaited resolver": _AWAITING + _AIO_RESOLVER + _MEASURED,
 }
 RATIOS = {
     "ratio": ("resolver", "dict.get"),
@@ -116,13 +127,8 @@ def key() -> str:
     )
 
 
-def instructions_per_lookup(program: str) -> float:
-    """Instructions of one turn of a program's loop."""
-    short, long = _collected(program, _SHORT), _collected(program, _LONG)
-    return (long - short) / ((_LONG - _SHORT) * _URLS)
-
-
-def _collected(program: str, rounds: int) -> int:
+def instructions_per_lookup() -> dict[str, float]:
+    """Instructions of one turn of each program's loop."""
     valgrind = shutil.which("valgrind")
     if valgrind is None:
         raise CannotTellError("valgrind is not installed; it is what counts the instructions")
@@ -133,18 +139,23 @@ def _collected(program: str, rounds: int) -> int:
             "--callgrind-out-file=/dev/null",
             sys.executable,
             "-c",
-            program,
-            str(rounds),
+            _PRELUDE + "".join(PROGRAMS.values()),
+            str(_SHORT),
+            str(_LONG),
         ],
         env={**os.environ, **_STEADY, "RESOLVER_BACKEND": _backend.IMPLEMENTATION},
         capture_output=True,
         text=True,
         check=False,
     )
-    collected = _COLLECTED.search(result.stderr)
-    if result.returncode != 0 or collected is None:
+    # In the order in which they end: two children for each program, and their parent.
+    collected = [int(count) for count in _COLLECTED.findall(result.stderr)]
+    if result.returncode != 0 or len(collected) != 2 * len(PROGRAMS) + 1:
         raise CannotTellError(f"valgrind failed: {result.stderr[-2_000:]}")
-    return int(collected[1])
+    pairs = zip(collected[::2], collected[1::2], strict=False)
+    turns = (_LONG - _SHORT) * _URLS
+    counts = [(long - short) / turns for short, long in pairs]
+    return dict(zip(PROGRAMS, counts, strict=True))
 
 
 def read_baseline() -> dict[str, dict[str, float]]:
@@ -161,10 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--update", action="store_true", help="write this run into the baseline")
     update = parser.parse_args(arguments).update
     try:
-        # Side by side: instructions are the same whatever else runs.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            counted = pool.map(instructions_per_lookup, PROGRAMS.values())
-            counts = dict(zip(PROGRAMS, counted, strict=True))
+        counts = instructions_per_lookup()
     except CannotTellError as error:
         print(f"guard: {error}", file=sys.stderr)
         return 2
