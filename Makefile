@@ -33,7 +33,7 @@ test-compiled: $(ready)
 
 test-twin: $(ready)
 	@echo "== its Python twin"
-	RESOLVER_BACKEND=python $(pytest) $(twin) $(rest) $(PYTEST)
+	RESOLVER_BACKEND=python CACHES=python $(pytest) $(twin) $(rest) $(PYTEST)
 
 coverage: $(ready) ## the same in less time, with line and branch coverage of the Python modules
 	rm -f .coverage .coverage.*

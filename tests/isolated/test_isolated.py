@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from resolver import _backend
-from tests.support.implementations import MODULES, load
+from tests.support.implementations import TESTED, load
 
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(params=list(MODULES))
+@pytest.fixture(params=TESTED)
 def implementation(request: pytest.FixtureRequest) -> str:
     load(request.param)
     return request.param

@@ -319,7 +319,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert {id(client) for client in cache.discarded} == {id(c) for c in self.dropped}
 
 
-@pytest.mark.parametrize("implementation", list(implementations.MODULES))
+@pytest.mark.parametrize("implementation", implementations.TESTED)
 def test_the_cache_does_what_its_model_does(implementation):
     implementations.load(implementation)
     machine = type("Machine", (CacheMachine,), {"implementation": implementation})

@@ -11,7 +11,7 @@ import pytest
 from tests.support import aio, implementations
 
 
-@pytest.fixture(params=list(implementations.MODULES))
+@pytest.fixture(params=implementations.TESTED)
 def implementation(request: pytest.FixtureRequest) -> str:
     """The name of each implementation of the cache in turn."""
     implementations.load(request.param)

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 MODULES = {"compiled": "resolver._cache", "python": "resolver._cache_py"}
+TESTED = os.environ.get("CACHES", "compiled python").split()
+"""What tests of each implementation in turn run on; one of two runs need not repeat the other's."""
 
 
 def load(name: str) -> ModuleType:
