@@ -12,6 +12,15 @@ twin   := tests/unit tests/property tests/concurrency tests/isolated tests/fligh
 long   := $(patsubst %,tests/distributed/test_%.py,\
 	random_sql random_joins sql_features tpch fuzz worker_memory)
 rest   := $(long:%=--deselect %)
+# In these no cache is made, by them or by their workers; and the command line, whose options,
+# output and signals are the same on both.
+alike  := $(patsubst %,tests/unit/test_%.py,guard imports packaging) \
+	$(patsubst %,tests/flight/test_%.py,\
+	aio_cancellation basic_authentication exchange presets server_process service_clients \
+	tls_failures) \
+	$(patsubst %,tests/distributed/test_%.py,\
+	batches cluster_start exchange inputs loops plan_proto planner scheduler sql_command stage \
+	task task_pool wire worker_tls)
 pytest := $(py) $(if $(COVERAGE),-m coverage run) -m pytest
 
 .DEFAULT_GOAL := help
@@ -33,7 +42,7 @@ test-compiled: $(ready)
 
 test-twin: $(ready)
 	@echo "== its Python twin"
-	RESOLVER_BACKEND=python CACHES=python $(pytest) $(twin) $(rest) $(PYTEST)
+	RESOLVER_BACKEND=python CACHES=python $(pytest) $(twin) $(rest) $(alike:%=--deselect %) $(PYTEST)
 
 coverage: $(ready) ## the same in less time, with line and branch coverage of the Python modules
 	rm -f .coverage .coverage.*
