@@ -19,8 +19,8 @@ alike  := $(patsubst %,tests/unit/test_%.py,guard imports packaging) \
 	aio_cancellation basic_authentication exchange presets server_process service_clients \
 	tls_failures) \
 	$(patsubst %,tests/distributed/test_%.py,\
-	batches cluster_start exchange inputs loops plan_proto planner scheduler sql_command stage \
-	task task_pool wire worker_tls)
+	batches cluster_start exchange inputs loops plan_proto planner repeatable scheduler sql_command \
+	stage task task_pool wire worker_tls)
 pytest := $(py) $(if $(COVERAGE),-m coverage run) -m pytest
 
 .DEFAULT_GOAL := help
