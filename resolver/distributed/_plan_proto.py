@@ -323,8 +323,10 @@ def python_functions(data: bytes) -> frozenset[str]:
 
 
 # A call of a scalar function: an expression of that kind, its length, and first in it the
-# name. Other bytes may happen to look like one.
-_SCALAR_CALL: Final = re.compile(rb"(?=\x82\x01[\x80-\xff]{0,4}[\x00-\x7f]\n(.))", re.DOTALL)
+# name, or what comes after one that is empty. Other bytes may happen to look like one.
+_SCALAR_CALL: Final = re.compile(
+    rb"(?=\x82\x01[\x80-\xff]{0,4}[\x00-\x7f](?:\n(.)|[\x12\x1a\x22]))", re.DOTALL
+)
 
 
 def column_expression(name: str, index: int) -> bytes:
@@ -587,9 +589,15 @@ class PlanNode:
     def scalar_functions(self) -> frozenset[str]:
         """Names of the scalar functions that the node alone calls, and perhaps of some more."""
         node = self.bare()
-        data = (node.with_file_groups([]) if node.is_scan else node).to_bytes()
+        if node.is_scan:
+            node = node.with_file_groups([])
+        elif node.kind == "memory_scan":
+            node = node.with_memory_partitions([])
+        data = node.to_bytes()
         return frozenset(
             data[match.end(1) : match.end(1) + match[1][0]].decode(errors="replace")
+            if match[1]
+            else ""
             for match in _SCALAR_CALL.finditer(data)
         )
 

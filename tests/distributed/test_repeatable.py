@@ -107,6 +107,19 @@ def test_a_function_is_seen_whatever_it_is_called(session):
         assert not is_repeatable(tree_of(plan, PlanNode.parse(plan.to_bytes(session))))
 
 
+def test_a_function_without_a_name_is_seen_too(session):
+    for types in ([pa.int64()], []):
+        nameless = datafusion.udf(lambda *_: pa.array([1]), types, pa.int64(), "volatile", "")
+        frame = session.table("t").select(nameless(*(datafusion.col("k") for _ in types)))
+        plan = frame.execution_plan()
+        assert not is_repeatable(tree_of(plan, PlanNode.parse(plan.to_bytes(session))))
+
+
+def test_what_a_table_in_memory_holds_calls_nothing(session):
+    session.from_arrow(pa.table({"b": [b"\x82\x01\x08\n\x06random"]}), "looks_like_a_call")
+    assert is_repeatable(tree(session, "SELECT * FROM looks_like_a_call"))
+
+
 def partial(session, query):
     """The part of the plan that is run before groups are put together."""
     return next(
