@@ -12,7 +12,7 @@ import os
 import threading
 import weakref
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import datafusion
 
@@ -47,7 +47,7 @@ class ResultStream(datafusion.RecordBatchStream):
         self._process = os.getpid()
         self._query = query
         weakref.finalize(self, query.end).atexit = False
-        self._at = self._place(query.next_head())
+        self._enter(query.next_head())
 
     @property
     def rbs(self) -> Any:
@@ -63,7 +63,7 @@ class ResultStream(datafusion.RecordBatchStream):
                 if self._at.ahead is None:
                     raise
             self._check_process()
-            self._at = self._place(self._at.ahead.result())
+            self._enter(self._at.ahead.started().result())
 
     async def __anext__(self) -> Any:
         while True:
@@ -74,15 +74,17 @@ class ResultStream(datafusion.RecordBatchStream):
                 if self._at.ahead is None:
                     raise
             self._check_process()
-            self._at = self._place(await asyncio.wrap_future(self._at.ahead))
+            self._enter(await asyncio.wrap_future(self._at.ahead.started()))
 
-    def _place(self, head: HeadRun) -> _Place:
-        """Before the first row of ``head``, with the next one under way.
+    def _enter(self, head: HeadRun) -> None:
+        """Stand before the first row of ``head``, with the next one under way.
 
-        Whatever is raised, the stream stays where it was, and none is left out.
+        Whatever is raised, the stream is here or where it was, and no head is left out.
         """
         rows = head.stream().rbs
-        return _Place(head, rows, _computed(self._query) if self._query.has_more else None)
+        self._at = _Place(head, rows, _Ahead(self._query) if self._query.has_more else None)
+        if self._at.ahead is not None:
+            self._at.ahead.started()
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:
@@ -92,24 +94,36 @@ class ResultStream(datafusion.RecordBatchStream):
             )
 
 
+class _Ahead(Future["HeadRun"]):
+    """The next head of ``query``, which runs on a thread of its own.
+
+    Once, however often it is started: an interrupt of a start does not tell whether it was.
+    """
+
+    def __init__(self, query: Query) -> None:
+        super().__init__()
+        self.set_running_or_notify_cancel()  # whoever waits may give up; the head goes on
+        self._to_run = [query.next_head]
+
+    def started(self) -> Self:
+        if self._to_run:
+            threading.Thread(target=self._run, name="piece", daemon=True).start()
+        return self
+
+    def _run(self) -> None:
+        try:
+            run = self._to_run.pop()
+        except IndexError:
+            return
+        try:
+            self.set_result(run())
+        except BaseException as error:  # noqa: BLE001  # it is raised where it is waited for
+            self.set_exception(error)
+
+
 class _Place(NamedTuple):
     """Where a stream is: the head that is read, and what comes after it."""
 
     head: HeadRun
     rows: Any
-    ahead: Future[HeadRun] | None
-
-
-def _computed(query: Query) -> Future[HeadRun]:
-    """The next head of ``query``, once it has run, on a thread of its own."""
-    future: Future[HeadRun] = Future()
-    future.set_running_or_notify_cancel()  # whoever waits may give up; the head goes on
-
-    def compute() -> None:
-        try:
-            future.set_result(query.next_head())
-        except BaseException as error:  # noqa: BLE001  # it is raised where it is waited for
-            future.set_exception(error)
-
-    threading.Thread(target=compute, name="piece", daemon=True).start()
-    return future
+    ahead: _Ahead | None

@@ -337,6 +337,22 @@ def test_no_piece_is_left_out_after_an_error_between_two(monkeypatch, what):
     assert found + counted(stream) == Counter([(1,), (2,), (3,)])
 
 
+def test_no_piece_is_left_out_after_an_interrupt_of_a_start(monkeypatch):
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    stream = ResultStream(Heads(Head(1), Head(2), Head(3)))
+    found = counted([next(stream)])
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+    assert found + counted(stream) == Counter([(1,), (2,), (3,)])
+
+
 def test_a_stream_that_was_never_read_ends_its_query():
     query = Heads(Unreadable(1))
     with pytest.raises(RuntimeError, match="cannot be read"):
