@@ -39,7 +39,14 @@ def piece_count(plan: DistributedPlan) -> int:
     last = plan.head.tree.source
     if not wanted or last is None or last.boundary is not Boundary.COALESCE:
         return 1
-    if any(has_limit(tree) for stage in last.walk() for tree in stage.tree.walk()):
+    trees = [tree for stage in last.walk() for tree in stage.tree.walk()]
+    size = sum(tree.node.read_bytes for tree in trees if tree.node.is_scan)
+    most = _MOST_PIECES
+    if last.inputs:
+        most = min(most, _MOST_SHUFFLED // sum(worker.slots for worker in plan.workers))
+    pieces = min(most, math.ceil(size / wanted))
+    # The sizes first: most queries are small, and to look at every node takes longer.
+    if pieces <= 1 or any(map(has_limit, trees)):
         return 1
     if not all(
         is_repeatable(stage.tree, may_group=stage in last.inputs)
@@ -47,12 +54,7 @@ def piece_count(plan: DistributedPlan) -> int:
         for stage in below.walk()
     ):
         return 1
-    nodes = [tree.node for stage in last.walk() for tree in stage.tree.walk()]
-    size = sum(node.read_bytes for node in nodes if node.is_scan)
-    most = _MOST_PIECES
-    if last.inputs:
-        most = min(most, _MOST_SHUFFLED // sum(worker.slots for worker in plan.workers))
-    return max(1, min(most, math.ceil(size / wanted)))
+    return pieces
 
 
 def may_be_read_in_pieces(inputs: Mapping[int, StageRun]) -> bool:

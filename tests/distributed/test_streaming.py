@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from resolver import ForkedProcessError
-from resolver.distributed import LocalCluster, SessionStateBuilder, TaskFailedError
+from resolver.distributed import LocalCluster, SessionStateBuilder, TaskFailedError, _pieces
 from resolver.distributed._calls import worker_info
 from resolver.distributed._pieces import piece_count
 from resolver.distributed._stream import ResultStream
@@ -157,6 +158,13 @@ def test_pieces_have_about_the_bytes_that_were_asked_for(cluster, table):
 def test_there_are_no_more_pieces_than_are_worth_planning(cluster, table, name, most):
     session = streaming(cluster, table, stream_bytes=1)
     assert piece_count(session.sql(IN_PIECES[name]).distributed_plan()) == most
+
+
+def test_a_small_query_is_not_searched_for_what_could_not_be_made_again(session, monkeypatch):
+    plan = session.sql(IN_PIECES["join"]).distributed_plan()
+    monkeypatch.setattr(_pieces, "is_repeatable", lambda *_, **__: pytest.fail("it was"))
+    small = dataclasses.replace(plan.options, stream_bytes=1 << 30)
+    assert piece_count(dataclasses.replace(plan, options=small)) == 1
 
 
 def test_an_error_comes_after_the_rows_before_it(cluster, table, tmp_path):
