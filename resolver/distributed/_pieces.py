@@ -29,9 +29,10 @@ _MOST_SHUFFLED: Final = 256
 """Partitions. Each is an open file of every task whose output is shuffled."""
 
 
-def piece_count(plan: DistributedPlan) -> int:
+def piece_count(plan: DistributedPlan, partitions: int) -> int:
     """For how many pieces ``plan`` is worth to be planned; 1: it is run as a whole.
 
+    ``partitions`` are those that are planned for each piece.
     An estimate: what the last stage reads is known, and whether what it reads is the same
     if made again, once all else has run.
     """
@@ -43,7 +44,7 @@ def piece_count(plan: DistributedPlan) -> int:
     size = sum(tree.node.read_bytes for tree in trees if tree.node.is_scan)
     most = _MOST_PIECES
     if last.inputs:
-        most = min(most, _MOST_SHUFFLED // sum(worker.slots for worker in plan.workers))
+        most = min(most, _MOST_SHUFFLED // partitions)
     pieces = min(most, math.ceil(size / wanted))
     # The sizes first: most queries are small, and to look at every node takes longer.
     if pieces <= 1 or any(map(has_limit, trees)):

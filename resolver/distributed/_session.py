@@ -255,10 +255,12 @@ class SessionContext(datafusion.SessionContext):
         planned = self._distribute(frame, headers)
         if not isinstance(planned, DistributedPlan):
             return None
-        pieces = piece_count(planned) if in_pieces else 1
+        assert self.state.rule is not None
+        partitions = self.state.rule.target_partitions(planned.workers)
+        pieces = piece_count(planned, partitions) if in_pieces else 1
         if pieces > 1:
             finer = self._distribute(frame, headers, pieces=pieces)
-            pieces = piece_count(finer) if isinstance(finer, DistributedPlan) else 1
+            pieces = piece_count(finer, partitions) if isinstance(finer, DistributedPlan) else 1
             if isinstance(finer, DistributedPlan) and pieces > 1:
                 planned = finer
         return QueryRun(

@@ -20,7 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from resolver import ForkedProcessError
-from resolver.distributed import LocalCluster, SessionStateBuilder, TaskFailedError, _pieces
+from resolver.distributed import (
+    DistributedPhysicalOptimizerRule,
+    LocalCluster,
+    SessionStateBuilder,
+    TaskFailedError,
+    _pieces,
+)
 from resolver.distributed._calls import worker_info
 from resolver.distributed._pieces import piece_count
 from resolver.distributed._stream import ResultStream
@@ -154,17 +160,23 @@ def test_pieces_have_about_the_bytes_that_were_asked_for(cluster, table):
         assert least <= found <= most
 
 
-@pytest.mark.parametrize(("name", "most"), [("all", 256), ("join", 256 // 3)])
+@pytest.mark.parametrize(("name", "most"), [("all", 256), ("join", 256 // 6)])
 def test_there_are_no_more_pieces_than_are_worth_planning(cluster, table, name, most):
+    """Of two partitions for each of three slots."""
     session = streaming(cluster, table, stream_bytes=1)
-    assert piece_count(session.sql(IN_PIECES[name]).distributed_plan()) == most
+    rule = DistributedPhysicalOptimizerRule(partitions_per_slot=2)
+    session._shared.state = dataclasses.replace(session.state, rule=rule)
+    query = session._query(session.sql(IN_PIECES[name]), in_pieces=True)
+    assert query._pieces == most
+    planned = [stage.tree.node for stage in query._plan.stages]
+    assert all(n.hash_partitions <= 256 for n in planned if n.is_hash_repartition)
 
 
 def test_a_small_query_is_not_searched_for_what_could_not_be_made_again(session, monkeypatch):
     plan = session.sql(IN_PIECES["join"]).distributed_plan()
     monkeypatch.setattr(_pieces, "is_repeatable", lambda *_, **__: pytest.fail("it was"))
     small = dataclasses.replace(plan.options, stream_bytes=1 << 30)
-    assert piece_count(dataclasses.replace(plan, options=small)) == 1
+    assert piece_count(dataclasses.replace(plan, options=small), 3) == 1
 
 
 def test_an_error_comes_after_the_rows_before_it(cluster, table, tmp_path):
