@@ -254,7 +254,8 @@ class QueryRun:
     def _schema_of_pieces(self) -> bytes | None:
         """What all pieces have in common, if it is not what each of them has."""
         (last,) = self._plan.head.inputs
-        if not any(tree.kind == "union" for tree in last.tree.walk()):
+        # One of a stage below may have become a part of the last one.
+        if not any(tree.kind == "union" for stage in last.walk() for tree in stage.tree.walk()):
             return None
         schema: bytes = _schema_of(last.tree, self._context).serialize().to_pybytes()
         return schema

@@ -134,6 +134,33 @@ def test_pieces_together_give_every_row_once(cluster, table, name, broadcast_thr
     assert len({batch.to_pyarrow().schema for batch in batches}) <= 1
 
 
+NULLABLE_HERE_AND_THERE = """
+    SELECT count(*) AS c FROM t GROUP BY a
+    UNION ALL SELECT n.c FROM (SELECT a FROM t WHERE a + 1 < 0) CROSS JOIN n
+"""
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        NULLABLE_HERE_AND_THERE,
+        f"SELECT a, c FROM (SELECT a FROM t WHERE a < 9) RIGHT JOIN ({NULLABLE_HERE_AND_THERE}) ON a = c",
+    ],
+    ids=["in the last stage", "broadcast into the last stage"],
+)
+def test_all_pieces_have_one_schema(cluster, table, tmp_path, query):
+    """What is in place of a join without build rows may be null, and not every piece has it."""
+    schema = pa.schema([pa.field("c", pa.int64(), nullable=False)])
+    for number in range(4):
+        columns = pa.table([list(range(ROWS))], schema=schema)
+        pq.write_table(columns, tmp_path / f"{number}.parquet")
+    session = streaming(cluster, table, stream_bytes=16_000, broadcast_threshold=1 << 30)
+    session.register_parquet("n", str(tmp_path))
+    stream = session.sql(query).execute_stream()
+    assert stream._at.ahead is not None
+    assert len({batch.to_pyarrow().schema for batch in stream}) == 1
+
+
 @pytest.mark.parametrize("name", AS_A_WHOLE)
 def test_what_cannot_be_cut_is_run_as_a_whole(session, table, name):
     query = AS_A_WHOLE[name]
