@@ -16,7 +16,14 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, reject, seed, settings
 
-from resolver.distributed import DataFrame, DistributedPlan, SessionContext, WorkerLostError
+from resolver.distributed import (
+    DataFrame,
+    DistributedPlan,
+    SessionContext,
+    WorkerLostError,
+    _task,
+)
+from resolver.distributed._scheduler import StageRun
 from resolver.distributed._stream import ResultStream
 from tests.support.answers import difference
 from tests.support.local_workers import BROADCASTS, DEFAULTS, SHUFFLES, LocalWorkers, Way
@@ -86,16 +93,18 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
 @pytest.mark.parametrize("way", WAYS)
-def test_a_random_query_gives_datafusions_answer(engines, way):
+def test_a_random_query_gives_datafusions_answer(engines, way, monkeypatch):
     compared: set[tuple[int, str]] = set()
     wanted = QUERIES[way]
-    failing = spread = in_pieces = 0
+    failing = spread = in_pieces = again = 0
+    if way == IN_PIECES:
+        monkeypatch.setattr(_task, "INLINE_BYTES", -1)  # else nothing is lost with a worker
 
     @seed(list(WAYS).index(way))
     @settings(max_examples=2 * wanted)
     @given(queries())
     def check(query: Query) -> None:
-        nonlocal failing, spread, in_pieces
+        nonlocal failing, spread, in_pieces, again
         if (query.tables, query.text) in compared or len(compared) == wanted:
             return
         session = engines.distributed(way, query.tables)
@@ -108,8 +117,8 @@ def test_a_random_query_gives_datafusions_answer(engines, way):
             reject()
         frame = session.sql(query.text)
         try:
-            table, more = (
-                read_with_losses(frame) if way == IN_PIECES else (frame.to_arrow_table(), 0)
+            table, pieces, remade = (
+                read_with_losses(frame) if way == IN_PIECES else (frame.to_arrow_table(), 0, 0)
             )
             found = difference(table, expected, ordered=query.ordered)
         except Exception as error:
@@ -117,29 +126,41 @@ def test_a_random_query_gives_datafusions_answer(engines, way):
         assert not found, report(engines, way, query, frame, found)
         compared.add((query.tables, query.text))
         spread += _latest[0]
-        in_pieces += bool(more)
+        in_pieces += bool(pieces)
+        again += bool(remade)
 
     check()
     assert len(compared) == wanted
     assert failing < len(compared) / 10
     assert spread > len(compared) / 2
     assert way != IN_PIECES or in_pieces > len(compared) / 10
+    assert way != IN_PIECES or again > len(compared) / 20
 
 
-def read_with_losses(frame: DataFrame) -> tuple[pa.Table, int]:
+def read_with_losses(frame: DataFrame) -> tuple[pa.Table, int, int]:
     """The rows of ``frame``, of which the first piece is read before all its workers but one
-    count as lost; and how many pieces came after it.
+    count as lost; how many pieces came after it; and how many tasks below them ran again.
     """
     stream = frame.execute_stream()
     batches = [batch.to_pyarrow() for batch in itertools.islice(stream, 1)]
     pieces = 0
+    heads: list[StageRun] = []
     if isinstance(stream, ResultStream) and stream._at.ahead is not None:
         stream._at.ahead.exception(20)
-        pieces = 1 + len(stream._query._heads)
-        for url in stream._query._plan.urls[1:] if stream._query.has_more else ():
+        heads = list(stream._query._heads)
+        pieces = 1 + len(heads)
+        for url in stream._query._plan.urls[1:] if heads else ():
             stream._query._scheduler.lose(WorkerLostError("as if killed", url=url))
     batches += [batch.to_pyarrow() for batch in stream]
-    return pa.Table.from_batches(batches, None if batches else frame.schema()), pieces
+    below = {id(run): run for head in heads for last in below_of(head) for run in below_of(last)}
+    again = sum(task.attempts > 1 for run in below.values() for task in run.tasks)
+    return pa.Table.from_batches(batches, None if batches else frame.schema()), pieces, again
+
+
+def below_of(run: StageRun) -> Iterator[StageRun]:
+    for below in run.inputs.values():
+        yield below
+        yield from below_of(below)
 
 
 def report(
