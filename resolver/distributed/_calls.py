@@ -105,13 +105,17 @@ class WorkerCalls:
             call_all(calls, name="release", check=check)
 
     def release_outputs(self, outputs: Mapping[str, Sequence[_wire.OutputKey]]) -> None:
-        """Let each worker remove these outputs, by its URL. Waits for none."""
+        """Let each worker remove these outputs, by its URL. Waits for none.
+
+        Without a thread to spare they stay until the query ends.
+        """
         for url, keys in outputs.items():
             body = _wire.ReleaseRequest(tuple(keys)).to_bytes()
             arguments = (_wire.RELEASE_OUTPUTS, body, url)
-            threading.Thread(
-                target=self._release, args=arguments, name="release", daemon=True
-            ).start()
+            with contextlib.suppress(RuntimeError):
+                threading.Thread(
+                    target=self._release, args=arguments, name="release", daemon=True
+                ).start()
 
     def _release(self, action: str, body: bytes, url: str) -> None:
         with contextlib.suppress(ResolverError, pa.ArrowException, OSError, EOFError):
@@ -139,7 +143,11 @@ class WorkerCalls:
                 is_asked = url in self._renewing
                 self._renewing.add(url)
             if not is_asked:
-                threading.Thread(target=renew, args=(url,), name="renew", daemon=True).start()
+                try:
+                    threading.Thread(target=renew, args=(url,), name="renew", daemon=True).start()
+                except RuntimeError:  # no thread to spare; perhaps the next time
+                    with self._lock:
+                        self._renewing.discard(url)
 
     def _act(self, url: str, action: str, body: bytes, wait: float) -> bytes:
         options = flight.FlightCallOptions(

@@ -26,7 +26,13 @@ from resolver.distributed import (
     _executor,
 )
 from resolver.distributed._tpch import QUERIES
-from resolver.distributed._wire import EXECUTE_TASK, RELEASE_QUERY, TaskReport
+from resolver.distributed._wire import (
+    EXECUTE_TASK,
+    RELEASE_QUERY,
+    RENEW_LEASE,
+    OutputKey,
+    TaskReport,
+)
 from tests.support.distributed import DirectResolver, eventually, names, rows
 
 QUERY = "SELECT l_shipmode, count(*) AS n, min(l_comment) AS c FROM lineitem GROUP BY l_shipmode"
@@ -153,6 +159,31 @@ def test_a_worker_that_hangs_takes_no_lease_from_the_others():
     eventually(lambda: not calls._renewing)
     calls.renew_lease([NOBODY], "0" * 32)
     eventually(lambda: told.count(NOBODY) == 2)
+
+
+def test_what_a_query_can_do_without_does_not_fail_it_for_want_of_a_thread(monkeypatch):
+    """Its lease is renewed the next time, and its output is removed at its end."""
+    told = []
+
+    class Client:
+        def do_action(self, action, _options):
+            told.append(action.type)
+            return [flight.Result(b"")]
+
+    class Resolver:
+        def get_flight_client_for_url(self, _url):
+            return Client()
+
+    def no_thread(_thread):
+        raise RuntimeError("can't start new thread")
+
+    calls = _calls.WorkerCalls(Resolver(), headers=[], worker_timeout=10.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        calls.renew_lease([NOBODY], "0" * 32)
+        calls.release_outputs({NOBODY: [OutputKey("0" * 32, 1, 0, 0)]})
+    calls.renew_lease([NOBODY], "0" * 32)
+    eventually(lambda: told == [RENEW_LEASE])
 
 
 def test_a_worker_that_cannot_be_reached_holds_no_result_up():
