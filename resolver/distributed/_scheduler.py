@@ -293,7 +293,8 @@ class Scheduler:
             runs.update(settled[number].inputs)
             decisions += settled[number].decisions
             decisions.append(f"stage {number} reads little, so the coordinator runs it")
-        tree = replaced(head.tree, {number: settled[number].tree for number in small})
+        trees = {number: self._coarser(settled[number].tree) for number in small}
+        tree = replaced(head.tree, trees)
         self._report.decided(head.number, decisions)
         return [self._head(replace(head, tree=tree), runs)]
 
@@ -315,16 +316,18 @@ class Scheduler:
         """Run ``stage`` and everything below it."""
         if settled is None:
             settled = self.settle(stage)
-        tree = settled.tree
-        if self._pieces > 1 and not tree.needs_one_task:
-            # Planned for the last stage to be divided finely; all of this one runs at once.
-            tree = tree.merged(sum(worker.slots for worker in self._workers))
-        (run,) = self._placed(stage, replace(settled, tree=tree))
+        (run,) = self._placed(stage, replace(settled, tree=self._coarser(settled.tree)))
         call_all(
             [functools.partial(self._ensure, task) for task in run.tasks],
             name=f"stage-{stage.number}-task",
         )
         return run
+
+    def _coarser(self, tree: Tree) -> Tree:
+        """``tree``, planned for pieces and run as a whole, in partitions that run at once."""
+        if self._pieces == 1 or tree.needs_one_task:
+            return tree
+        return tree.merged(sum(worker.slots for worker in self._workers))
 
     def _in_pieces(self, last: Stage, settled: _Settled) -> list[StageRun]:
         """The last stage as several that each give a part of its rows, and have not run yet."""
@@ -336,6 +339,8 @@ class Scheduler:
             # Of those that it has partitions for, so that every slot has something to do.
             possible = math.ceil(replace(last, tree=settled.tree).divisible / slots)
             pieces = max(1, min(self._pieces, wanted, possible))
+        if pieces == 1:
+            settled = replace(settled, tree=self._coarser(settled.tree))
         return self._placed(last, settled, pieces)
 
     def _placed(self, stage: Stage, settled: _Settled, pieces: int = 1) -> list[StageRun]:

@@ -567,6 +567,15 @@ def test_what_might_not_come_out_the_same_is_read_whole(nodes, number):
     calls = FakeCalls(RunReport())
     heads = scheduled(calls, URLS[:3], **IN_PIECES).settle_head(limited(in_pieces(nodes)), 4)
     assert len(heads) == (4 if number == 3 else 1), "the last stage itself runs once"
+    slots = [task.tree.partitions for task in calls.report.stages[3].tasks]
+    assert slots == ([1] * 12 if number == 3 else [1] * 3), "each has one partition at a time"
+
+
+def test_what_the_coordinator_runs_of_a_plan_for_pieces_has_no_more_partitions_than_slots(nodes):
+    calls = FakeCalls(RunReport())
+    options = {**IN_PIECES, "coordinator_threshold": 1 << 30}
+    (head,) = scheduled(calls, URLS[:3], **options).settle_head(in_pieces(nodes), 4)
+    assert head.stage.tree.partitions == 3
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
