@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -41,6 +42,7 @@ _ORPHAN_STOP_TIMEOUT: Final = 1.0
 # Seconds for which a worker that is told to stop serves the queries it has begun; less
 # than the 30 s after which supervisors commonly kill.
 _DRAIN_TIMEOUT: Final = 20.0
+_OPEN_FILES: Final = 1 << 16
 
 
 class Owner:
@@ -89,6 +91,7 @@ def serve(server: WorkerServer, owner: Owner | None = None) -> None:
     a second one, or the end of the owner, stops it; SIGHUP renews its certificate. Raises
     ``OSError`` when the port is lost meanwhile.
     """
+    _allow_open_files()
     told = _Told(server, owner)
     _announce(server, owner)
     # A signal may land on one of gRPC's threads, which does not wake this one; and only
@@ -138,6 +141,15 @@ class _Told:
         if self.drain.is_set():
             self.stop.set()
         self.drain.set()
+
+
+def _allow_open_files() -> None:
+    """As many as this user may have: each partition of a shuffle is one while it is written."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # the system has yet another limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _announce(server: WorkerServer, owner: Owner | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -305,6 +306,20 @@ def test_a_worker_process_serves_until_it_is_told_to_stop(tmp_path, stop):
         process.kill()
         process.communicate()
     assert names(tmp_path / "exchange") == []
+
+
+def test_a_worker_may_open_as_many_files_as_the_system_lets(tmp_path):
+    """Each partition of a shuffle is one while it is written."""
+    limited = ["sh", "-c", 'ulimit -Sn 200; exec "$@"', "sh", sys.executable, "-m", "resolver"]
+    arguments = ["worker", "--listen", "http://127.0.0.1:0", "--exchange-dir", str(tmp_path)]
+    process = subprocess.Popen([*limited, *arguments], stdout=subprocess.PIPE, cwd=REPOSITORY)
+    try:
+        assert process.stdout.readline()
+        soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        assert 200 < soft == min(hard, 1 << 16)
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_worker_whose_calls_do_not_end_is_cut_off(tmp_path):
