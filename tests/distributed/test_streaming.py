@@ -271,11 +271,11 @@ def test_workers_keep_of_the_last_stage_no_more_than_a_piece(cluster, table):
 
 
 def test_a_lease_is_kept_while_nobody_reads(cluster, table):
-    session = streaming(cluster, table, lease=1.5)
+    session = streaming(cluster, table, lease=3.0)
     stream = session.sql(IN_PIECES["join"]).execute_stream()
     found = counted([next(stream)])
     stream._at.ahead.result(20)
-    time.sleep(4)
+    time.sleep(7)
     assert found + counted(stream) == expected(table, IN_PIECES["join"])
 
 
