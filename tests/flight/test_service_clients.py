@@ -105,6 +105,8 @@ class Server(flight.FlightServerBase):
             return flight.GeneratorStream(SCHEMAS["numbers"], self._endless(context))
         if name == "metadata":
             return flight.GeneratorStream(SCHEMAS["numbers"], with_metadata())
+        if name == "long error":
+            raise flight.FlightServerError("x" * 12_000)
         if name == "fails later":
             return flight.GeneratorStream(SCHEMAS["numbers"], failing())
         kind, _, compression = name.partition("|")
@@ -451,6 +453,11 @@ def test_errors_are_those_of_pyarrows_client(client, pyarrow_client, name):
             expected.value, "extra_info", None
         )
         assert "said" in str(raised.value)
+
+
+def test_a_long_error_arrives(client):
+    with pytest.raises(flight.FlightServerError, match="x" * 12_000):
+        client.get("long error")
 
 
 def test_an_error_after_the_first_batch(client):
