@@ -29,7 +29,14 @@ from ._fork import refuse_in_forked_child
 from ._handshake import look_at_tls
 from ._headers import CallHeadersFactory, Headers, normalize_headers, until
 from ._pem import Credentials, UnusableCredentialsError
-from ._presets import Keepalive, LoadBalancing, Retry, channel_arguments, check_preset
+from ._presets import (
+    LONG_ERRORS,
+    Keepalive,
+    LoadBalancing,
+    Retry,
+    channel_arguments,
+    check_preset,
+)
 from ._retrying import RetryingFlightClient
 from ._tls import TlsConfig, config_of
 from ._urls import WorkerUrl, parse_worker_url
@@ -181,6 +188,7 @@ class FlightConnector:
 
     def _client(self, attempt: _Attempt) -> flight.FlightClient:
         options = {
+            **LONG_ERRORS,
             **reconnect_options(self.connect_timeout),
             **channel_arguments(self.keepalive, self.retry, self.load_balancing),
             **dict(self.generic_options),

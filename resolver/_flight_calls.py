@@ -13,6 +13,7 @@ import pyarrow as pa
 from pyarrow import flight
 
 from . import _flight_wire as wire
+from ._presets import LONG_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,9 +22,7 @@ CHANNEL_OPTIONS: Final = (
     # Flight's own clients and servers have no limit either; gRPC's default is 4 MB.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # An error comes as headers, several times over and often with a traceback. Of those above
-    # 8 KB gRPC drops some, and above 16 KB all, and says that a stream was removed.
-    ("grpc.max_metadata_size", 1 << 20),
+    *LONG_ERRORS.items(),
 )
 
 

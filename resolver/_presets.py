@@ -23,6 +23,11 @@ Not ``ListActions``, which is no less safe: a connector asks it to find out whet
 is there, and should hear a refusal at once.
 """
 
+LONG_ERRORS: Final[ChannelArguments] = {"grpc.max_metadata_size": 1 << 20}
+"""Lets errors through whatever their length. They come as headers, several times over and often
+with a traceback; of those above 8 KB gRPC drops some and above 16 KB all, and says that a stream
+was removed."""
+
 _MAX_ATTEMPTS: Final = 5  # gRPC takes no more, whatever it is given
 _NEVER_MS: Final = 2**31 - 1  # gRPC's own word for it
 _MAX_SECONDS: Final = 86_400.0

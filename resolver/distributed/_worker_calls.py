@@ -48,6 +48,8 @@ _ACTIONS: Final = [
     (_wire.WORKER_INFO, "Version, slots, load, uptime and resolver statistics, as JSON."),
     (_wire.HEALTH, "Whether the worker takes tasks, as JSON: serving or draining."),
 ]
+_MOST_TEXT: Final = 2_500
+"""Bytes of an error. It is sent twice over in headers, of which a client takes 8 KB."""
 _SWEEP_INTERVAL: Final = 0.5  # seconds between looks for leases that have run out
 _CHECK_POLL: Final = 0.1  # seconds
 _MAX_HANGING: Final = 32
@@ -382,5 +384,12 @@ def _fail(error: BaseException) -> NoReturn:
 
 
 def _text_of(error: BaseException) -> str:
-    """What ``error`` says, or else what it is. Not every ``str`` is text that can be sent."""
-    return str(error).encode(errors="backslashreplace").decode() or type(error).__name__
+    """What ``error`` says, or else what it is. Not every ``str`` is text that can be sent.
+
+    Nor text of any length: a value in an error may have megabytes.
+    """
+    data = str(error).encode(errors="backslashreplace")
+    most = _MOST_TEXT if data.isascii() else _MOST_TEXT // 2  # others are sent as %XX
+    if len(data) <= most:
+        return data.decode() or type(error).__name__
+    return f"{data[:most].decode(errors='ignore')} … ({len(data):,} bytes)"

@@ -223,6 +223,17 @@ def test_a_failing_task_is_told_once_in_datafusions_words(make, servers):
     assert nothing_left(session)
 
 
+@pytest.mark.parametrize("letter", ["x", "ä"])
+def test_a_failing_task_may_have_a_lot_to_say(make, servers, letter):
+    """To any client: gRPC drops what is above 8 KB, and would have it that a worker refused."""
+    session = make(DirectResolver(), *(server.url for server in servers))
+    with pytest.raises(TaskFailedError, match=f"Cannot cast string '{letter * 500}") as failed:
+        value = f"repeat('{letter}', 40000 + l_linenumber)"
+        session.sql(f"SELECT CAST({value} AS INT) FROM lineitem").collect()
+    assert len(str(failed.value)) < 4_000
+    assert "bytes)" in str(failed.value), "it says that there was more"
+
+
 def test_workers_hold_nothing_after_a_failure(make, servers):
     session = make(DirectResolver(), *(server.url for server in servers))
     with pytest.raises(TaskFailedError):

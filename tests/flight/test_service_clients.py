@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.flight as flight
 import pytest
 
+from resolver import FlightConnector
 from resolver._flight_batches import BatchDecoder, BatchEncoder
 from resolver._flight_calls import METHODS
 from resolver._flight_wire import decode_data, encode_data
@@ -458,6 +459,12 @@ def test_errors_are_those_of_pyarrows_client(client, pyarrow_client, name):
 def test_a_long_error_arrives(client):
     with pytest.raises(flight.FlightServerError, match="x" * 12_000):
         client.get("long error")
+
+
+def test_a_long_error_arrives_through_pyarrow(server):
+    client = FlightConnector().connect(f"http://127.0.0.1:{server.port}")
+    with pytest.raises(flight.FlightServerError, match="x" * 12_000):
+        client.do_get(flight.Ticket("long error")).read_all()
 
 
 def test_an_error_after_the_first_batch(client):
