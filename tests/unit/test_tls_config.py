@@ -205,7 +205,8 @@ def test_a_failure_is_logged_once(tmp_path, signer, caplog) -> None:
     caplog.set_level(logging.WARNING, "resolver")
     for _ in range(5):
         assert config.credentials().root_certificates == signer.root
-    assert len(caplog.records) == 1
+    told = [each for each in caplog.records if str(path) in each.getMessage()]
+    assert len(told) == 1  # others of this process may have failures of their own
 
 
 def test_a_key_of_another_certificate_and_one_with_a_password(signer) -> None:
