@@ -13,7 +13,7 @@ long   := $(patsubst %,tests/distributed/test_%.py,\
 	random_sql random_joins sql_features tpch fuzz worker_memory)
 rest   := $(long:%=--deselect %)
 # In these no cache is made, by them or by their workers; and the command line, whose options,
-# output and signals are the same on both.
+# output and signals are the same on both. CI leaves them out of the twin's run; make test does not.
 alike  := $(patsubst %,tests/unit/test_%.py,guard imports packaging) \
 	$(patsubst %,tests/flight/test_%.py,\
 	aio_cancellation basic_authentication exchange presets server_process service_clients \
@@ -42,7 +42,7 @@ test-compiled: $(ready)
 
 test-twin: $(ready)
 	@echo "== its Python twin"
-	RESOLVER_BACKEND=python CACHES=python $(pytest) $(twin) $(rest) $(alike:%=--deselect %) $(PYTEST)
+	RESOLVER_BACKEND=python CACHES=python $(pytest) $(twin) $(rest) $(PYTEST)
 
 coverage: $(ready) ## the same in less time, with line and branch coverage of the Python modules
 	rm -f .coverage .coverage.*
@@ -56,7 +56,7 @@ covered: $(ready)
 uncovered: $(ready)
 	@echo "== the compiled cache, the long tests"
 	RESOLVER_BACKEND=compiled $(pytest) $(long) $(PYTEST)
-	@$(MAKE) --no-print-directory test-twin
+	@$(MAKE) --no-print-directory test-twin PYTEST="$(alike:%=--deselect %) $(PYTEST)"
 
 tpch: $(ready)   ## all 22 TPC-H queries, distributed beside single-node, checked (SF=1)
 	$(py) -m benchmarks.tpch --scale-factor $(SF)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections import Counter
 
 import datafusion
@@ -27,7 +26,7 @@ from resolver.distributed import (
     TaskFailedError,
     _pieces,
 )
-from resolver.distributed._calls import worker_info
+from resolver.distributed._calls import WorkerCalls, worker_info
 from resolver.distributed._pieces import piece_count
 from resolver.distributed._stream import ResultStream
 from tests.support.distributed import DirectResolver, eventually, names
@@ -270,12 +269,15 @@ def test_workers_keep_of_the_last_stage_no_more_than_a_piece(cluster, table):
     assert held[-1] == 0
 
 
-def test_a_lease_is_kept_while_nobody_reads(cluster, table):
+def test_a_lease_is_kept_while_nobody_reads(cluster, table, monkeypatch):
+    renewed = []
+    renew = WorkerCalls.renew_lease
+    monkeypatch.setattr(WorkerCalls, "renew_lease", lambda *args: renewed.append(renew(*args)))
     session = streaming(cluster, table, lease=3.0)
     stream = session.sql(IN_PIECES["join"]).execute_stream()
     found = counted([next(stream)])
     stream._at.ahead.result(20)
-    time.sleep(7)
+    eventually(lambda: len(renewed) > 6)  # each after a third of the lease
     assert found + counted(stream) == expected(table, IN_PIECES["join"])
 
 
